@@ -1,0 +1,85 @@
+"""Column names and Arrow schemas of the tables a run writes: score table, decisions, quarantine.
+
+Score table (``scores/``, one row per corpus row, in corpus order):
+
+=========== ======================= =========================================================
+column      type                    meaning
+=========== ======================= =========================================================
+file        dictionary<string>      path relative to the corpus root, ``/`` separated
+row         int64                   position in that file, from 0
+key         string, nullable        value of the id column, or the WebDataset ``__key__``
+row_hash    uint64                  identity hash, without the seed (see ``io.identity``)
+label       as in the corpus        int64, string or float64; null if missing
+METRIC …    float32, nullable       one column per metric; null where ``error`` is set
+error       string, nullable        why the row could not be scored
+=========== ======================= =========================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+FILE = "file"
+ROW = "row"
+KEY = "key"
+ROW_HASH = "row_hash"
+LABEL = "label"
+ERROR = "error"
+OUTPUTS = "outputs"
+
+SCORE = "score"
+KEPT = "kept"
+REASON = "reason"
+WEIGHT = "weight"
+
+#: Columns of the score table that are not metrics.
+RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, OUTPUTS})
+
+_FILE_TYPE = pa.dictionary(pa.int32(), pa.string())
+
+
+def score_schema(
+    label_type: pa.DataType, metrics: Sequence[str], outputs: int | None = None
+) -> pa.Schema:
+    """Schema of one score file; ``outputs`` is the width of stored mean model outputs, if any."""
+    fields = [
+        pa.field(FILE, _FILE_TYPE),
+        pa.field(ROW, pa.int64()),
+        pa.field(KEY, pa.string()),
+        pa.field(ROW_HASH, pa.uint64()),
+        pa.field(LABEL, label_type),
+        *[pa.field(name, pa.float32()) for name in metrics],
+        pa.field(ERROR, pa.string()),
+    ]
+    if outputs is not None:
+        fields.append(pa.field(OUTPUTS, pa.list_(pa.float32(), outputs)))
+    return pa.schema(fields)
+
+
+def decision_schema(label_type: pa.DataType) -> pa.Schema:
+    """Schema of one decisions file: every scored row, kept or dropped, and why."""
+    return pa.schema(
+        [
+            pa.field(FILE, _FILE_TYPE),
+            pa.field(ROW, pa.int64()),
+            pa.field(KEY, pa.string()),
+            pa.field(LABEL, label_type),
+            pa.field(SCORE, pa.float32()),
+            pa.field(KEPT, pa.bool_()),
+            pa.field(REASON, pa.dictionary(pa.int8(), pa.string())),
+            pa.field(WEIGHT, pa.float32()),
+        ]
+    )
+
+
+#: Schema of one quarantine file: rows that could not be scored, and why.
+QUARANTINE_SCHEMA = pa.schema(
+    [
+        pa.field(FILE, _FILE_TYPE),
+        pa.field(ROW, pa.int64()),
+        pa.field(KEY, pa.string()),
+        pa.field(ERROR, pa.string()),
+    ]
+)
