@@ -1,0 +1,65 @@
+"""Exact global statistics of a distributed score table, and the keep rule they end in.
+
+Everything here is numpy only. A :class:`Population` maps small kernels over blocks of rows and
+merges what they return, so each result is exact and the same for any block size or arrival order.
+
+========== =====================================================================
+module     what it holds
+========== =====================================================================
+keys       ordered integer keys of scores, seeded hashes
+sums       sums of float32 values without rounding
+population blocks of rows, and the protocol that reduces over them
+selection  the exact cut: which score and which hash bound the kept rows
+rule       the keep rule: bands that any worker applies to a row alone
+statistics counts, extremes, mean, histogram
+========== =====================================================================
+"""
+
+from __future__ import annotations
+
+from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key, seeded_hash
+from dataprune_ray.cutoff.population import (
+    Block,
+    Column,
+    MemoryPopulation,
+    Population,
+    empty_block,
+    pooled,
+)
+from dataprune_ray.cutoff.rule import REASONS, Band, KeepRule
+from dataprune_ray.cutoff.selection import Cut, End, exact_cut
+from dataprune_ray.cutoff.statistics import (
+    extremes,
+    group_counts,
+    histogram,
+    kept_counts,
+    mean_score,
+    score_sum,
+)
+from dataprune_ray.cutoff.sums import ExactSum
+
+__all__ = [
+    "HASH_MAX",
+    "REASONS",
+    "Band",
+    "Block",
+    "Column",
+    "Cut",
+    "End",
+    "ExactSum",
+    "KeepRule",
+    "MemoryPopulation",
+    "Population",
+    "empty_block",
+    "exact_cut",
+    "extremes",
+    "group_counts",
+    "histogram",
+    "kept_counts",
+    "mean_score",
+    "ordered_key",
+    "pooled",
+    "score_of_key",
+    "score_sum",
+    "seeded_hash",
+]

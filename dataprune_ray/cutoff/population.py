@@ -1,0 +1,164 @@
+"""Blocks of scored rows, and the protocol of anything that can reduce over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+S = TypeVar("S")
+
+#: Columns a kernel can ask for.
+Column = Literal["scores", "hashes", "groups"]
+
+#: Group names of a population without groups.
+UNGROUPED = ("",)
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Some rows of a population; columns that were not asked for are None.
+
+    Attributes:
+        scores: float32 (n,), finite.
+        hashes: uint64 (n,), mixed with the seed (see ``keys.seeded_hash``).
+        groups: int32 (n,), group code of each row; None where there is one group only.
+        rows: n; needed only where all columns are None.
+    """
+
+    scores: NDArray[np.float32] | None = None
+    hashes: NDArray[np.uint64] | None = None
+    groups: NDArray[np.int32] | None = None
+    rows: int = -1
+
+    def __post_init__(self) -> None:
+        sizes = {len(c) for c in (self.scores, self.hashes, self.groups) if c is not None}
+        if self.rows >= 0:
+            sizes.add(self.rows)
+        if len(sizes) != 1:
+            raise ValueError(f"a block needs columns of one length, found {sorted(sizes)}")
+        object.__setattr__(self, "rows", sizes.pop())
+
+    def need_scores(self) -> NDArray[np.float32]:
+        """The scores, or a ValueError where they were not read."""
+        return _present(self.scores, "scores")
+
+    def need_hashes(self) -> NDArray[np.uint64]:
+        """The hashes, or a ValueError where they were not read."""
+        return _present(self.hashes, "hashes")
+
+    def codes(self, group_count: int) -> NDArray[np.int32] | None:
+        """Group codes (n,), or None where every row is in the only group.
+
+        Raises:
+            ValueError: there are several groups but no codes, or a code is out of range.
+        """
+        if group_count == 1:
+            return None
+        codes = _present(self.groups, "groups")
+        if len(codes) and (codes.min() < 0 or codes.max() >= group_count):
+            raise ValueError(
+                f"group codes must lie in 0..{group_count - 1}, found {codes.min()}..{codes.max()}"
+            )
+        return codes
+
+
+class Population(Protocol):
+    """All scored rows, wherever they are."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """Group names by code; ``("",)`` where the rows are not grouped."""
+        ...
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        """Map ``kernel`` over all blocks and merge the results in any order and grouping.
+
+        Args:
+            kernel: picklable; of an empty population it sees one empty block.
+            merge: commutative and associative; it may change and return its first argument.
+            columns: what the kernel reads; the block's other columns are None.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class MemoryPopulation:
+    """A population of blocks held in memory: for tests and small data."""
+
+    blocks: Sequence[Block]
+    groups: tuple[str, ...] = UNGROUPED
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        """See :class:`Population`."""
+        results = (kernel(_project(block, columns)) for block in self.blocks)
+        merged = next(results, None)
+        if merged is None:
+            return kernel(empty_block(columns))
+        for result in results:
+            merged = merge(merged, result)
+        return merged
+
+
+@dataclass(frozen=True)
+class _Pooled:
+    """A population seen as one group."""
+
+    source: Population
+    groups: tuple[str, ...] = UNGROUPED
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        return self.source.reduce(kernel, merge, columns - {"groups"})
+
+
+def pooled(population: Population) -> Population:
+    """The same rows as one group: for rules that look at the corpus as a whole."""
+    return population if population.groups == UNGROUPED else _Pooled(population)
+
+
+def group_column(population: Population) -> frozenset[Column]:
+    """The column that tells groups apart, where there are several."""
+    return frozenset({"groups"}) if len(population.groups) > 1 else frozenset()
+
+
+def empty_block(columns: frozenset[Column]) -> Block:
+    """A block of no rows with the given columns."""
+    return Block(
+        scores=np.empty(0, np.float32) if "scores" in columns else None,
+        hashes=np.empty(0, np.uint64) if "hashes" in columns else None,
+        groups=np.empty(0, np.int32) if "groups" in columns else None,
+        rows=0,
+    )
+
+
+def _project(block: Block, columns: frozenset[Column]) -> Block:
+    return Block(
+        scores=block.need_scores() if "scores" in columns else None,
+        hashes=block.need_hashes() if "hashes" in columns else None,
+        groups=_present(block.groups, "groups") if "groups" in columns else None,
+        rows=block.rows,
+    )
+
+
+def _present(column: NDArray[S] | None, name: str) -> NDArray[S]:  # type: ignore[type-var]
+    if column is None:
+        raise ValueError(f"the block has no {name}: ask for them in columns")
+    return column

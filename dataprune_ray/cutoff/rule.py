@@ -1,0 +1,279 @@
+"""The keep rule: a few numbers that any worker applies to a row alone.
+
+A row is kept if it lies in a band of its group: its score between the band's bounds (inclusive)
+and its seeded hash at most the band's ``hash_max``. Cuts, ties, random baselines and budgets per
+stratum are all bands, so nothing is shuffled or joined to write the kept rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprune_ray.cutoff.keys import HASH_MAX
+from dataprune_ray.cutoff.population import Block, Column
+from dataprune_ray.cutoff.selection import End
+
+#: Why a row was kept or dropped, by the code that ``KeepRule.reason`` gives.
+REASONS = (
+    "kept: at or above the cutoff",
+    "kept: at or below the cutoff",
+    "kept: within the kept scores",
+    "kept: every row is",
+    "kept: tie at the cutoff, chosen by hash",
+    "kept: chosen by hash",
+    "dropped: below the cutoff",
+    "dropped: above the cutoff",
+    "dropped: between the kept scores",
+    "dropped: tie at the cutoff, not chosen by hash",
+    "dropped: not chosen by hash",
+    "dropped: nothing of its group is kept",
+)
+_CODE = {reason: code for code, reason in enumerate(REASONS)}
+_BELOW = _CODE["dropped: below the cutoff"]
+_ABOVE = _CODE["dropped: above the cutoff"]
+_BETWEEN = _CODE["dropped: between the kept scores"]
+_NOTHING = _CODE["dropped: nothing of its group is kept"]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Rows of one group that are kept: an inclusive score interval and a bound on the hash.
+
+    Attributes:
+        group: group code; None for every group.
+        score_low, score_high: float32 values (``-inf`` and ``inf`` where open).
+        hash_max: 0 to ``HASH_MAX``; the latter admits every row.
+    """
+
+    group: int | None
+    score_low: float
+    score_high: float
+    hash_max: int = HASH_MAX
+
+    def __post_init__(self) -> None:
+        for bound in (self.score_low, self.score_high):
+            if not _is_float32(bound):
+                raise ValueError(f"band bound {bound!r} is not a float32")
+        if not 0 <= self.hash_max <= HASH_MAX:
+            raise ValueError(f"hash_max={self.hash_max} is not an unsigned 64-bit integer")
+
+
+@dataclass(frozen=True)
+class KeepRule:
+    """Bands of all groups, and what a person wants to know about them.
+
+    Attributes:
+        bands: in any order; a row is kept if it lies in at least one.
+        groups: group names by code, ``("",)`` where rows are not grouped.
+        metric: score column that the bounds refer to; '' where no score is looked at.
+        end: end of the score that is kept; None where no score is looked at.
+        explanation: one sentence for the report.
+        cutoffs: score of the cut by group name; None where a group keeps nothing or all by hash.
+    """
+
+    bands: tuple[Band, ...]
+    groups: tuple[str, ...]
+    metric: str
+    end: End | None
+    explanation: str
+    cutoffs: Mapping[str, float | None]
+
+    @cached_property
+    def columns(self) -> frozenset[Column]:
+        """The columns of a block that ``apply`` and ``reason`` need."""
+        needed: set[Column] = set()
+        if any(band.group is not None for band in self.bands) and len(self.groups) > 1:
+            needed.add("groups")
+        if any(_bounded(band) for band in self.bands):
+            needed.add("scores")
+        if any(band.hash_max < HASH_MAX for band in self.bands):
+            needed.add("hashes")
+        return frozenset(needed)
+
+    def apply(self, block: Block) -> NDArray[np.bool_]:
+        """Which rows are kept, bool (n,); the cost does not grow with the number of groups.
+
+        Raises:
+            ValueError: the block lacks one of ``columns``, or a group code is out of range.
+        """
+        codes = self._codes(block)
+        kept = np.zeros(block.rows, dtype=np.bool_)
+        for layer in self._layers:
+            by_score, by_hash = layer.admits(block, codes)
+            kept |= by_score & by_hash
+        return kept
+
+    def reason(self, block: Block) -> NDArray[np.int8]:
+        """Why each row is kept or dropped: int8 (n,), positions in ``REASONS``."""
+        codes = self._codes(block)
+        reasons = self._outside(block, codes)
+        admitted = [(layer, *layer.admits(block, codes)) for layer in self._layers]
+        for layer, by_score, _ in admitted:
+            reasons = np.where(by_score, _of_group(layer.missed, codes), reasons)
+        for layer, by_score, by_hash in admitted:
+            reasons = np.where(by_score & by_hash, _of_group(layer.kept, codes), reasons)
+        return reasons
+
+    def to_json(self) -> dict[str, Any]:
+        """A mapping for strict JSON that ``from_json`` restores without loss.
+
+        Infinite bounds become strings, hashes 16 hex digits (JSON numbers are not 64-bit safe).
+        """
+        return {
+            "bands": [
+                [b.group, _number(b.score_low), _number(b.score_high), f"{b.hash_max:016x}"]
+                for b in self.bands
+            ],
+            "groups": list(self.groups),
+            "metric": self.metric,
+            "end": self.end,
+            "explanation": self.explanation,
+            "cutoffs": {name: _number(value) for name, value in self.cutoffs.items()},
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The rule that ``to_json`` described.
+
+        Raises:
+            ValueError: a bound is not a float32 or a hash not 64 bits.
+        """
+        return cls(
+            bands=tuple(
+                Band(group, float(low), float(high), int(hash_max, 16))
+                for group, low, high, hash_max in value["bands"]
+            ),
+            groups=tuple(value["groups"]),
+            metric=value["metric"],
+            end=value["end"],
+            explanation=value["explanation"],
+            cutoffs={
+                name: None if cutoff is None else float(cutoff)
+                for name, cutoff in value["cutoffs"].items()
+            },
+        )
+
+    @property
+    def _width(self) -> int:
+        """Groups that the bands tell apart; 1 where they treat all alike."""
+        return len(self.groups) if "groups" in self.columns else 1
+
+    def _codes(self, block: Block) -> NDArray[np.int32] | None:
+        return block.codes(self._width)
+
+    @cached_property
+    def _by_group(self) -> list[list[Band]]:
+        """The bands of each group; a band of every group is in each list."""
+        lists: list[list[Band]] = [[] for _ in range(self._width)]
+        for band in self.bands:
+            for bands in lists if band.group is None else [lists[band.group]]:
+                bands.append(band)
+        return lists
+
+    @cached_property
+    def _layers(self) -> list[_Layer]:
+        """The n-th band of every group, for each n: as many layers as a group has bands."""
+        depth = max(map(len, self._by_group), default=0)
+        filled = [bands + [_EMPTY] * (depth - len(bands)) for bands in self._by_group]
+        return [_Layer.of([bands[n] for bands in filled]) for n in range(depth)]
+
+    def _outside(self, block: Block, codes: NDArray[np.int32] | None) -> NDArray[np.int8]:
+        """Reasons of rows whose score is in no band of their group."""
+        lowest = [min((b.score_low for b in bands), default=-math.inf) for bands in self._by_group]
+        highest = [max((b.score_high for b in bands), default=math.inf) for bands in self._by_group]
+        inner = [_BETWEEN if bands else _NOTHING for bands in self._by_group]
+        reasons = np.full(block.rows, _of_group(np.array(inner, np.int8), codes), np.int8)
+        if "scores" not in self.columns:
+            return reasons
+        scores = block.need_scores()
+        below = scores < _of_group(np.array(lowest, np.float32), codes)
+        above = scores > _of_group(np.array(highest, np.float32), codes)
+        return np.where(below, np.int8(_BELOW), np.where(above, np.int8(_ABOVE), reasons))
+
+
+#: Admits no row: fills the layers of groups with fewer bands.
+_EMPTY = Band(None, math.inf, -math.inf, 0)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One band of each group (G,), as arrays; None where no band of the layer has that bound."""
+
+    low: NDArray[np.float32] | None
+    high: NDArray[np.float32] | None
+    hash_max: NDArray[np.uint64] | None
+    kept: NDArray[np.int8]
+    missed: NDArray[np.int8]
+
+    @classmethod
+    def of(cls, bands: list[Band]) -> _Layer:
+        low = np.array([b.score_low for b in bands], np.float32)
+        high = np.array([b.score_high for b in bands], np.float32)
+        hash_max = np.array([b.hash_max for b in bands], np.uint64)
+        limited = any(b.hash_max < HASH_MAX for b in bands if b is not _EMPTY)
+        reasons = [_band_reasons(b) for b in bands]
+        return cls(
+            low=low if (low > -np.inf).any() else None,
+            high=high if (high < np.inf).any() else None,
+            hash_max=hash_max if limited else None,
+            kept=np.array([kept for kept, _ in reasons], np.int8),
+            missed=np.array([missed for _, missed in reasons], np.int8),
+        )
+
+    def admits(
+        self, block: Block, codes: NDArray[np.int32] | None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Whether each row (n,) lies in the score interval, and whether the hash is low enough."""
+        by_score = np.ones(block.rows, np.bool_)
+        by_hash = np.ones(block.rows, np.bool_)
+        if self.low is not None:
+            by_score &= block.need_scores() >= _of_group(self.low, codes)
+        if self.high is not None:
+            by_score &= block.need_scores() <= _of_group(self.high, codes)
+        if self.hash_max is not None:
+            by_hash = block.need_hashes() <= _of_group(self.hash_max, codes)
+        return by_score, by_hash
+
+
+def _band_reasons(band: Band) -> tuple[int, int]:
+    """Codes for a row that the band keeps, and for one in its interval whose hash is too high."""
+    below = _CODE["dropped: not chosen by hash"]
+    if band.hash_max < HASH_MAX:
+        if band.score_low == band.score_high:
+            tie = _CODE["dropped: tie at the cutoff, not chosen by hash"]
+            return _CODE["kept: tie at the cutoff, chosen by hash"], tie
+        return _CODE["kept: chosen by hash"], below
+    kept = {
+        (False, False): "kept: every row is",
+        (True, False): "kept: at or above the cutoff",
+        (False, True): "kept: at or below the cutoff",
+        (True, True): "kept: within the kept scores",
+    }[band.score_low > -math.inf, band.score_high < math.inf]
+    return _CODE[kept], below
+
+
+def _is_float32(value: float) -> bool:
+    """Whether a float32 holds the value exactly (infinities do, NaN does not)."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) == value
+
+
+def _bounded(band: Band) -> bool:
+    return band.score_low > -math.inf or band.score_high < math.inf
+
+
+def _of_group(values: NDArray[Any], codes: NDArray[np.int32] | None) -> Any:
+    """The value of each row's group: an array (n,), or a scalar where all rows are one group."""
+    return values[0] if codes is None else values[codes]
+
+
+def _number(value: float | None) -> float | str | None:
+    """A JSON number, or 'inf' and '-inf', which strict JSON has no numbers for."""
+    return value if value is None or math.isfinite(value) else str(value)

@@ -1,0 +1,89 @@
+"""Keep the same fraction of every class, by score or at random.
+
+Use them where a global cut would starve classes of easy rows. Not for regression or unlabelled
+corpora, and not where the class balance itself is what should change.
+"""
+
+from __future__ import annotations
+
+from dataprune_ray.config import SelectConfig
+from dataprune_ray.cutoff import End, KeepRule, Population, exact_cut, group_counts
+from dataprune_ray.cutoff.population import UNGROUPED
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.strategies.base import (
+    ScoreInfo,
+    Strategy,
+    bands_of_cut,
+    decimal_fraction,
+    kept_end,
+    share_of,
+)
+
+
+def class_balanced(population: Population, config: SelectConfig, info: ScoreInfo) -> KeepRule:
+    """Keep ``floor(keep * n + 0.5)`` rows of each class by score, ``class_floor`` at least."""
+    return _balanced(population, config, info, kept_end(config, info))
+
+
+def random_balanced(population: Population, config: SelectConfig, info: ScoreInfo) -> KeepRule:
+    """Keep ``floor(keep * n + 0.5)`` rows of each class by hash, ``class_floor`` at least."""
+    return _balanced(population, config, info, None)
+
+
+def _balanced(
+    population: Population, config: SelectConfig, info: ScoreInfo, end: End | None
+) -> KeepRule:
+    """Cut each class by score from ``end``, or by hash where it is None."""
+    if population.groups == UNGROUPED:
+        raise ConfigError("strategy", config.strategy, "needs class labels; name them with --label")
+    share = decimal_fraction(config.keep)
+    sizes = [int(size) for size in group_counts(population)]
+    quotas = [max(share_of(share, size), min(size, config.class_floor)) for size in sizes]
+    cuts = exact_cut(population, quotas, end=end or "high", by_score=end is not None)
+    bands = [
+        band for code, cut in enumerate(cuts) for band in bands_of_cut(cut, end or "high", code)
+    ]
+    return KeepRule(
+        bands=tuple(bands),
+        groups=population.groups,
+        metric="" if end is None else info.metric,
+        end=end,
+        explanation=_explanation(sizes, quotas, config, info, end),
+        cutoffs={name: cut.score for name, cut in zip(population.groups, cuts, strict=True)},
+    )
+
+
+def _explanation(
+    sizes: list[int], quotas: list[int], config: SelectConfig, info: ScoreInfo, end: End | None
+) -> str:
+    chosen = {
+        "high": f"with the highest {info.metric}",
+        "low": f"with the lowest {info.metric}",
+        None: "chosen by hash",
+    }[end]
+    sentence = f"Keep {config.keep:.6g} of each of {len(sizes):,} classes: exactly "
+    sentence += f"{sum(quotas):,} of {sum(sizes):,} rows, those {chosen}"
+    if config.class_floor:
+        sentence += f", and {config.class_floor:,} rows of each class at least"
+    return f"{sentence}."
+
+
+CLASS_BALANCED = Strategy(
+    name="class_balanced",
+    summary="exactly the keep fraction of each class, from the kept end; --class-floor at least",
+    advice="not where classes differ in redundancy: it cannot spend rows where they matter",
+    needs_labels=True,
+    uses_score=True,
+    uses_keep=True,
+    compile=class_balanced,
+)
+
+RANDOM_BALANCED = Strategy(
+    name="random_balanced",
+    summary="exactly the keep fraction of each class at random; --class-floor at least",
+    advice="not as a way to prune: it is the baseline of class_balanced",
+    needs_labels=True,
+    uses_score=False,
+    uses_keep=True,
+    compile=random_balanced,
+)

@@ -1,0 +1,181 @@
+"""What a strategy is, and the few helpers that strategies share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+
+from dataprune_ray.config import SelectConfig
+from dataprune_ray.cutoff import HASH_MAX, Band, Cut, End, KeepRule, Population
+from dataprune_ray.errors import ConfigError
+
+_FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+@dataclass(frozen=True)
+class ScoreInfo:
+    """What a strategy may know about the metric whose scores it cuts.
+
+    Attributes:
+        metric: name of the score column.
+        polarity: the end worth keeping; "none" where the metric has no better end.
+        low, high: range the metric can take; infinite where open.
+    """
+
+    metric: str
+    polarity: Literal["high", "low", "none"]
+    low: float = -math.inf
+    high: float = math.inf
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A named way to turn a population of scores into a keep rule.
+
+    Attributes:
+        name: as in the registry.
+        summary: one line, what it keeps.
+        advice: one line, when not to use it.
+        needs_labels: the population must be grouped by label.
+        uses_score: False where scores are never looked at.
+        uses_keep: the ``keep`` setting decides how many rows are kept.
+        compile: ``(population, config, info) -> KeepRule``; raises ConfigError where the settings
+            and the scores do not fit. A population without rows gives a rule that keeps nothing.
+    """
+
+    name: str
+    summary: str
+    advice: str
+    needs_labels: bool
+    uses_score: bool
+    uses_keep: bool
+    compile: Callable[[Population, SelectConfig, ScoreInfo], KeepRule]
+
+
+def share_of(share: Fraction, rows: int) -> int:
+    """``floor(share * rows + 1/2)`` without rounding error, at most ``rows``."""
+    return min(rows, math.floor(share * rows + Fraction(1, 2)))
+
+
+def decimal_fraction(value: float) -> Fraction:
+    """The number a person meant by a float: 0.3 is 3/10, not the nearest binary fraction."""
+    return Fraction(repr(float(value)))
+
+
+def kept_end(config: SelectConfig, info: ScoreInfo) -> End:
+    """The end of the score that is kept.
+
+    Raises:
+        ConfigError: the metric has no better end and none was asked for.
+    """
+    if config.keep_end != "auto":
+        return config.keep_end
+    if info.polarity == "none":
+        raise ConfigError(
+            "keep_end",
+            config.keep_end,
+            f"metric {info.metric!r} has no better end of its own; pass --keep-end high or low",
+        )
+    return info.polarity
+
+
+def interval(cutoff: float, end: End) -> Band:
+    """The band of every row at or beyond a float32 ``cutoff``, whatever its group."""
+    low, high = (cutoff, math.inf) if end == "high" else (-math.inf, cutoff)
+    return Band(None, low, high)
+
+
+def bands_of_cut(cut: Cut, end: End, group: int | None) -> list[Band]:
+    """At most two bands that keep exactly the rows of an exact cut."""
+    if cut.quota == 0:
+        return []
+    if cut.score is None:
+        return [Band(group, -math.inf, math.inf, cut.hash_max)]
+    low, high = (cut.score, math.inf) if end == "high" else (-math.inf, cut.score)
+    if cut.hash_max == HASH_MAX:
+        return [Band(group, low, high)]
+    tie = Band(group, cut.score, cut.score, cut.hash_max)
+    toward = np.float32(math.inf if end == "high" else -math.inf)
+    next_score = float(np.nextafter(np.float32(cut.score), toward))
+    if math.isinf(next_score):
+        return [tie]
+    low, high = (next_score, math.inf) if end == "high" else (-math.inf, next_score)
+    return [Band(group, low, high), tie]
+
+
+def nearest_float32(value: Fraction) -> float:
+    """The float32 next to ``value``: the one that a decimal such as 0.7 is stored as."""
+    return float(np.float32(_clamped(value)))
+
+
+def float32_bound(value: Fraction, end: End) -> float:
+    """The outermost float32 that is still at or beyond ``value``: comparing stays exact."""
+    near = np.float32(_clamped(value))
+    if end == "high" and Fraction(float(near)) < value:
+        near = np.nextafter(near, np.float32(math.inf))
+    if end == "low" and Fraction(float(near)) > value:
+        near = np.nextafter(near, np.float32(-math.inf))
+    return float(near)
+
+
+def _clamped(value: Fraction) -> float:
+    return float(min(max(value, Fraction(-_FLOAT32_MAX)), Fraction(_FLOAT32_MAX)))
+
+
+def rule_of_threshold(
+    population: Population, info: ScoreInfo, end: End, cutoff: float | None, explanation: str
+) -> KeepRule:
+    """The rule that keeps every row at or beyond ``cutoff``; None keeps nothing."""
+    return KeepRule(
+        bands=() if cutoff is None else (interval(cutoff, end),),
+        groups=population.groups,
+        metric=info.metric,
+        end=end,
+        explanation=explanation,
+        cutoffs={"": cutoff},
+    )
+
+
+def rule_of_cut(
+    population: Population, info: ScoreInfo, end: End, *, cut: Cut, rows: int, why: str = ""
+) -> KeepRule:
+    """The rule that keeps exactly the rows of a cut through the whole population.
+
+    Args:
+        population: the rows.
+        info: the metric.
+        end: the kept end.
+        cut: as ``exact_cut`` of the pooled population gave it.
+        rows: size of the population.
+        why: a clause for the explanation, such as where the fraction comes from.
+    """
+    return KeepRule(
+        bands=tuple(bands_of_cut(cut, end, None)),
+        groups=population.groups,
+        metric=info.metric,
+        end=end,
+        explanation=f"{_kept_sentence(cut, rows, info, end)}{why}.",
+        cutoffs={"": cut.score},
+    )
+
+
+def _kept_sentence(cut: Cut, rows: int, info: ScoreInfo, end: End) -> str:
+    superlative = "highest" if end == "high" else "lowest"
+    sentence = f"Keep exactly {cut.quota:,} of {rows:,} rows: those with the {superlative} "
+    sentence += info.metric
+    if cut.score is None:
+        return sentence
+    sentence += f", {compare(end)} {cut.score:.6g}"
+    if cut.tied_kept < cut.tied:
+        sentence += f"; of {cut.tied:,} rows tied there, {cut.tied_kept:,} are chosen by hash"
+    return sentence
+
+
+def compare(end: End) -> str:
+    """How a kept score relates to the cutoff, in words."""
+    return "at least" if end == "high" else "at most"
