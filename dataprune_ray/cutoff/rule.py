@@ -42,6 +42,12 @@ _BETWEEN = _CODE["dropped: between the kept scores"]
 _NOTHING = _CODE["dropped: nothing of its group is kept"]
 
 
+def _is_float32(value: float) -> bool:
+    """Whether a float32 holds the value exactly (infinities do, NaN does not)."""
+    with np.errstate(over="ignore"):
+        return float(np.float32(value)) == value
+
+
 @dataclass(frozen=True)
 class Band:
     """Rows of one group that are kept: an inclusive score interval and a bound on the hash.
@@ -257,12 +263,6 @@ def _band_reasons(band: Band) -> tuple[int, int]:
         (True, True): "kept: within the kept scores",
     }[band.score_low > -math.inf, band.score_high < math.inf]
     return _CODE[kept], below
-
-
-def _is_float32(value: float) -> bool:
-    """Whether a float32 holds the value exactly (infinities do, NaN does not)."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value)) == value
 
 
 def _bounded(band: Band) -> bool:
