@@ -253,7 +253,9 @@ def build(cls: type[C], values: Mapping[str, Any]) -> C:
     nested: dict[str, dict[str, Any]] = {}
     for name, value in values.items():
         if name not in owners:
-            raise ConfigError(name, value, f"unknown setting; known are: {', '.join(sorted(owners))}")
+            raise ConfigError(
+                name, value, f"unknown setting; known are: {', '.join(sorted(owners))}"
+            )
         nested.setdefault(owners[name], {})[name] = value
     try:
         return cls.model_validate(nested)

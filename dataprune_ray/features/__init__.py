@@ -1,0 +1,25 @@
+"""Columns to model inputs: images, tensors, tabular rows and text, and their labels.
+
+`recognise` looks at a schema and its first rows and decides what the features and the label are;
+`encode` and `encode_labels` turn a batch into arrays and say for each row that could not be turned
+into one why not. Pure functions over Arrow batches; nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+from dataprune_ray.features.columns import column, top_level
+from dataprune_ray.features.encode import Encoded, encode, encode_labels
+from dataprune_ray.features.recognise import recognise
+from dataprune_ray.features.spec import FeatureSpec, LabelSpec, TabularColumn
+
+__all__ = [
+    "Encoded",
+    "FeatureSpec",
+    "LabelSpec",
+    "TabularColumn",
+    "column",
+    "encode",
+    "encode_labels",
+    "recognise",
+    "top_level",
+]

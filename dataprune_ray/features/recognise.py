@@ -1,0 +1,315 @@
+"""Which columns are the features and the label: said by the user, or recognised from a sample."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from dataprune_ray.config import CorpusConfig
+from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.features.columns import column, top_level
+from dataprune_ray.features.encode import plain_labels, raw_layout, stored_shape
+from dataprune_ray.features.spec import (
+    TEXT_TOKENS,
+    FeatureSpec,
+    LabelSpec,
+    Modality,
+    TabularColumn,
+)
+
+LABEL_NAMES = ("label", "labels", "target", "class", "cls", "json.label", "fine_label", "y")
+IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gif", "tif", "tiff")
+_NOT_FEATURES = frozenset({"id", "idx", "index", "__key__", "clean_label", "uid", "uuid"})
+_MIXED_IMAGE_SIZE = 224
+_WORDS_OF_A_TEXT = 2.5
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """The decision, with sentences that say what was chosen and why."""
+
+    features: FeatureSpec
+    label: LabelSpec
+    notes: tuple[str, ...]
+
+
+def recognise(config: CorpusConfig, schema: pa.Schema, sample: pa.RecordBatch) -> Recognised:
+    """Decide the features and the label of a corpus from its schema and first rows.
+
+    Class lists and tabular moments that need the whole corpus are left open (see `LabelSpec`).
+
+    Raises:
+        ConfigError: a named column does not exist or the features cannot be recognised.
+    """
+    notes: list[str] = []
+    label = _label(config, schema, sample, notes)
+    names = config.features or _feature_columns(config, schema, sample, label.column)
+    for name in names:
+        _require("features", name, schema)
+    if config.id_column is not None:
+        _require("id_column", config.id_column, schema)
+    modality = config.modality if config.modality != "auto" else _modality(names, schema, sample)
+    builders = {"image": _image, "tensor": _tensor, "text": _text, "tabular": _tabular}
+    features = builders[modality](config, tuple(names), schema, sample)
+    how = "as asked" if config.modality != "auto" else "recognised"
+    shape = " x ".join(map(str, features.shape))
+    notes.insert(0, f"{modality} features ({how}) from {', '.join(names)}, {shape} per row")
+    return Recognised(features, label, tuple(notes))
+
+
+def _require(field: str, name: str, schema: pa.Schema) -> None:
+    try:
+        top_level(name, schema)
+    except KeyError:
+        raise ConfigError(field, name, f"no such column; the corpus has {schema.names}") from None
+
+
+# Labels ------------------------------------------------------------------------------------------
+
+
+def _label(
+    config: CorpusConfig, schema: pa.Schema, sample: pa.RecordBatch, notes: list[str]
+) -> LabelSpec:
+    if config.label == "none":
+        notes.append("no label, as asked")
+        return LabelSpec(None)
+    name = config.label
+    if name is None:
+        name = next((n for n in LABEL_NAMES if _is_label(n, schema, sample)), None)
+        if name is None:
+            notes.append("no label column recognised; --label names one")
+            return LabelSpec(None)
+        notes.append(f"label column {name!r} (recognised)")
+    _require("label", name, schema)
+    values = plain_labels(column(sample, name))
+    if pa.types.is_nested(values.type):
+        raise ConfigError("label", name, f"a label must be a number or a string, not {values.type}")
+    floating = pa.types.is_floating(values.type)
+    task = config.task if config.task != "auto" else "regression" if floating else "classification"
+    if task == "regression":
+        return LabelSpec(name, "regression", "float64")
+    stored = "string" if pa.types.is_string(values.type) else "int64"
+    if pa.types.is_null(values.type):
+        stored = "int64"
+    names = class_names(schema, name)
+    count = config.num_classes or (len(names) if names else None)
+    classes = tuple(map(str, range(count))) if count and stored == "int64" else ()
+    return LabelSpec(name, "classification", stored, classes, names or classes)
+
+
+def _is_label(name: str, schema: pa.Schema, sample: pa.RecordBatch) -> bool:
+    try:
+        top_level(name, schema)
+    except KeyError:
+        return False
+    return bool(column(sample, name).null_count < max(sample.num_rows, 1)) or sample.num_rows == 0
+
+
+def class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """Names of a Hugging Face ``ClassLabel`` column, from the schema's metadata."""
+    feature = _hugging_face(schema).get(label)
+    if isinstance(feature, dict) and feature.get("_type") == "ClassLabel":
+        return tuple(map(str, feature.get("names") or ()))
+    return ()
+
+
+def _hugging_face(schema: pa.Schema) -> dict[str, object]:
+    note = (schema.metadata or {}).get(b"huggingface")
+    try:
+        features = json.loads(note)["info"]["features"] if note else {}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return features if isinstance(features, dict) else {}
+
+
+# Features ----------------------------------------------------------------------------------------
+
+
+def _feature_columns(
+    config: CorpusConfig, schema: pa.Schema, sample: pa.RecordBatch, label: str | None
+) -> tuple[str, ...]:
+    taken = {config.id_column, label, (label or "").partition(".")[0]}
+    taken |= {(config.id_column or "").partition(".")[0]}
+    names = [n for n in schema.names if n not in taken and n not in _NOT_FEATURES and n != "json"]
+    kinds = {name: _kind(name, schema, sample) for name in names}
+    wanted = config.modality
+    for modality in ("image", "tensor", "text"):
+        found = [n for n in names if kinds[n] == modality]
+        if found and wanted in ("auto", modality):
+            if modality == "text" and wanted == "auto" and "number" in kinds.values():
+                break
+            return tuple(found) if modality == "text" else (found[0],)
+    columns = tuple(n for n in names if kinds[n] in ("number", "category", "text"))
+    if not columns or wanted not in ("auto", "tabular"):
+        shown = {n: str(schema.field(n).type) for n in names}
+        raise ConfigError("features", "", f"no {wanted} features recognised in {shown}; name them")
+    return columns
+
+
+def _modality(names: Sequence[str], schema: pa.Schema, sample: pa.RecordBatch) -> Modality:
+    kinds = {_kind(name, schema, sample) for name in names}
+    if len(names) == 1 and kinds <= {"image", "tensor"}:
+        return "image" if kinds == {"image"} else "tensor"
+    if kinds <= {"text"}:
+        return "text"
+    if kinds & {"image", "tensor", "other"}:
+        raise ConfigError("features", ",".join(names), f"cannot be combined: {sorted(kinds)}")
+    return "tabular"
+
+
+def _kind(name: str, schema: pa.Schema, sample: pa.RecordBatch) -> str:
+    """One of image, tensor, text, category, number, other."""
+    stored = schema.field(top_level(name, schema))
+    values = column(sample, name)
+    kind = values.type
+    if pa.types.is_struct(kind):
+        return "image" if {f.name for f in kind} >= {"bytes"} else "other"
+    if isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_nested(kind):
+        shape = stored_shape(kind) or ()
+        return "image" if _like_image(shape, _value_type(kind)) else "tensor"
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+        layout = raw_layout(stored)
+        if layout is not None:
+            return "image" if _like_image(layout[1], pa.from_numpy_dtype(layout[0])) else "tensor"
+        return _kind_of_bytes(name, values)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        texts = [t for t in values.to_pylist() if t]
+        words = np.mean([len(t.split()) for t in texts]) if texts else 0.0
+        return "text" if words >= _WORDS_OF_A_TEXT else "category"
+    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+    return "number" if any(is_kind(kind) for is_kind in numbers) else "other"
+
+
+def _kind_of_bytes(name: str, values: pa.Array) -> str:
+    if name in IMAGE_MEMBERS:
+        return "image"
+    first = next((v for v in values.to_pylist() if v), b"")
+    if first[:6] == b"\x93NUMPY":
+        array = _load_array(first)
+        return "image" if _like_image(array.shape, pa.from_numpy_dtype(array.dtype)) else "tensor"
+    if name == "txt":
+        return "text"
+    try:
+        with Image.open(io.BytesIO(first)):
+            return "image"
+    except (OSError, ValueError, SyntaxError):
+        return "other"
+
+
+def _load_array(payload: bytes) -> np.ndarray:  # type: ignore[type-arg]
+    return np.load(io.BytesIO(payload), allow_pickle=False)  # type: ignore[no-any-return]
+
+
+def _value_type(kind: pa.DataType) -> pa.DataType:
+    while isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_nested(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _like_image(shape: tuple[int, ...], value: pa.DataType) -> bool:
+    if value != pa.uint8():
+        return False
+    return len(shape) == 2 or (len(shape) == 3 and (shape[-1] in (1, 3) or shape[0] in (1, 3)))  # noqa: PLR2004
+
+
+def _image(
+    config: CorpusConfig, names: tuple[str, ...], schema: pa.Schema, sample: pa.RecordBatch
+) -> FeatureSpec:
+    name = _single(names, "image")
+    values = column(sample, name)
+    layout = raw_layout(schema.field(top_level(name, schema)))
+    shape = layout[1] if layout is not None else stored_shape(values.type)
+    size = config.image_size
+    if shape is None:
+        shapes = [s for s in map(_image_shape, _payloads(values)) if s is not None]
+        if not shapes:
+            raise BadDataError(f"features={name!r}: none of the first {len(values)} images decodes")
+        channels = max(s[0] for s in shapes)
+        if size is None and len({s[1:] for s in shapes}) > 1:
+            size = _MIXED_IMAGE_SIZE
+        chw = (channels, size, size) if size else (channels, *shapes[0][1:])
+    else:
+        chw = _to_chw(shape)
+        if size is not None and chw[1:] != (size, size):
+            raise ConfigError("image_size", size, "applies to encoded images, not to pixel arrays")
+    return FeatureSpec("image", names, chw, size, config.max_pixels)
+
+
+def _to_chw(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    if len(shape) == 2:  # noqa: PLR2004
+        return (1, shape[0], shape[1])
+    if shape[-1] in (1, 3):
+        return (shape[2], shape[0], shape[1])
+    return (shape[0], shape[1], shape[2])
+
+
+def _payloads(values: pa.Array) -> list[bytes]:
+    found = values.to_pylist()
+    return [v["bytes"] if isinstance(v, dict) else v for v in found if v is not None]
+
+
+def _image_shape(payload: bytes | None) -> tuple[int, int, int] | None:
+    if not payload:
+        return None
+    try:
+        if payload[:6] == b"\x93NUMPY":
+            return _to_chw(_load_array(payload).shape)
+        with Image.open(io.BytesIO(payload)) as image:
+            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+            return (1 if grey else 3, image.height, image.width)
+    except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError):
+        return None
+
+
+def _tensor(
+    config: CorpusConfig,  # noqa: ARG001
+    names: tuple[str, ...],
+    schema: pa.Schema,
+    sample: pa.RecordBatch,
+) -> FeatureSpec:
+    name = _single(names, "tensor")
+    values = column(sample, name)
+    layout = raw_layout(schema.field(top_level(name, schema)))
+    shape = layout[1] if layout is not None else stored_shape(values.type)
+    if shape is None and pa.types.is_nested(values.type):
+        lengths = [len(v) for v in values.to_pylist() if v is not None]
+        shape = (max(set(lengths), key=lengths.count),) if lengths else None
+    if shape is None:
+        shape = next(
+            (_load_array(v).shape for v in _payloads(values) if v[:6] == b"\x93NUMPY"), None
+        )
+    if shape is None:
+        raise ConfigError("features", name, "its shape cannot be told from the first rows")
+    return FeatureSpec("tensor", names, tuple(shape))
+
+
+def _text(
+    config: CorpusConfig,  # noqa: ARG001
+    names: tuple[str, ...],
+    schema: pa.Schema,  # noqa: ARG001
+    sample: pa.RecordBatch,  # noqa: ARG001
+) -> FeatureSpec:
+    return FeatureSpec("text", names, (TEXT_TOKENS,))
+
+
+def _tabular(
+    config: CorpusConfig,  # noqa: ARG001
+    names: tuple[str, ...],
+    schema: pa.Schema,
+    sample: pa.RecordBatch,
+) -> FeatureSpec:
+    columns = tuple(TabularColumn(n, _kind(n, schema, sample) != "number") for n in names)
+    width = sum(entry.width for entry in columns)
+    return FeatureSpec("tabular", names, (width,), tabular=columns)
+
+
+def _single(names: tuple[str, ...], modality: str) -> str:
+    if len(names) != 1:
+        raise ConfigError("features", ",".join(names), f"{modality} features are one column")
+    return names[0]

@@ -1,0 +1,190 @@
+"""Paths and URIs to `pyarrow.fs` file systems; files that appear whole or not at all.
+
+A local file is written under a temporary name in its own folder, flushed to disk and renamed. An
+object store shows an object only when its upload completes, so there the final name is written.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from dataprune_ray.errors import ConfigError
+
+#: Prefix of files that are still being written; readers skip them.
+TEMPORARY_PREFIX = ".writing-"
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """A file below a root: ``path`` relative with ``/``, ``size`` in bytes, ``version`` opaque."""
+
+    path: str
+    size: int
+    version: str
+
+
+def resolve(path: str) -> tuple[pafs.FileSystem, str]:
+    """File system and the path in it, for a local path or a ``file://``, ``s3://``, ``gs://`` URI.
+
+    Raises:
+        ConfigError: the scheme is not one that pyarrow knows.
+    """
+    if "://" not in path:
+        return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
+    try:
+        filesystem, inner = pafs.FileSystem.from_uri(path)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise ConfigError("path", redact(path), f"not a usable URI: {error}") from None
+    return filesystem, inner
+
+
+def redact(path: str) -> str:
+    """The path without user name, password and query, fit for messages and manifests."""
+    if "://" not in path:
+        return path
+    parts = urlsplit(path)
+    host = parts.netloc.rpartition("@")[2]
+    return f"{parts.scheme}://{host}{parts.path}"
+
+
+def join(root: str, *names: str) -> str:
+    """Append path parts to a path or URI; a URI's query stays at its end."""
+    base, mark, query = root.partition("?") if "://" in root else (root, "", "")
+    return posixpath.join(base.rstrip("/") or "/", *names) + mark + query
+
+
+def list_files(root: str) -> list[FileInfo]:
+    """Every regular file at or below ``root``, sorted by relative path.
+
+    Hidden files and folders (``.``) and ``_`` markers are skipped, as every Parquet reader does.
+    A link that leaves the root is not followed.
+
+    Raises:
+        ConfigError: nothing lies at ``root``.
+    """
+    filesystem, inner = resolve(root)
+    info = filesystem.get_file_info(inner)
+    if info.type == pafs.FileType.File:
+        return [_file_info(info, posixpath.basename(inner))]
+    if info.type == pafs.FileType.NotFound:
+        raise ConfigError("input", redact(root), "no such file or folder")
+    found = []
+    prefix = inner.rstrip("/") + "/"
+    for entry in filesystem.get_file_info(pafs.FileSelector(inner, recursive=True)):
+        relative = entry.path.removeprefix(prefix)
+        if entry.type != pafs.FileType.File or _hidden(relative):
+            continue
+        if isinstance(filesystem, pafs.LocalFileSystem) and _escapes(entry.path, inner):
+            continue
+        found.append(_file_info(entry, relative))
+    return sorted(found, key=lambda file: file.path)
+
+
+def _file_info(info: pafs.FileInfo, relative: str) -> FileInfo:
+    return FileInfo(relative, info.size or 0, str(info.mtime_ns or 0))
+
+
+def _hidden(relative: str) -> bool:
+    return any(part.startswith((".", "_")) for part in relative.split("/"))
+
+
+def _escapes(path: str, root: str) -> bool:
+    return not Path(path).resolve().is_relative_to(Path(root).resolve())
+
+
+def corpus_path(root: str, relative: str) -> str:
+    """Path of a corpus file: the root itself where the root is that file."""
+    filesystem, inner = resolve(root)
+    is_file = filesystem.get_file_info(inner).type == pafs.FileType.File
+    return root if is_file else join(root, relative)
+
+
+def exists(path: str) -> bool:
+    """Whether a file or folder lies at ``path``."""
+    filesystem, inner = resolve(path)
+    return bool(filesystem.get_file_info(inner).type != pafs.FileType.NotFound)
+
+
+def open_input(path: str) -> pa.NativeFile:
+    """Open a file for random access."""
+    filesystem, inner = resolve(path)
+    return filesystem.open_input_file(inner)
+
+
+def read_bytes(path: str) -> bytes:
+    """A whole small file."""
+    with open_input(path) as file:
+        return bytes(file.read())
+
+
+@contextmanager
+def atomic_output(path: str) -> Iterator[Any]:
+    """A binary stream whose content appears at ``path`` only when the block ends without error."""
+    filesystem, inner = resolve(path)
+    folder, name = posixpath.split(inner)
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        with filesystem.open_output_stream(inner) as stream:
+            yield stream
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    temporary = Path(folder) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{name}"
+    try:
+        with temporary.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(inner)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+        raise
+    _sync_folder(folder)
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Write a whole small file, atomically."""
+    with atomic_output(path) as stream:
+        stream.write(content)
+
+
+def remove_file(path: str) -> None:
+    """Delete one file if it is there."""
+    filesystem, inner = resolve(path)
+    with suppress(FileNotFoundError):
+        filesystem.delete_file(inner)
+
+
+def remove_empty_folders(root: str, names: list[str]) -> None:
+    """Delete the named sub-folders of a local ``root`` where they are empty."""
+    filesystem, inner = resolve(root)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        for name in names:
+            with suppress(OSError):
+                (Path(inner) / name).rmdir()
+
+
+def list_names(folder: str, suffix: str) -> list[str]:
+    """Names of finished files directly in ``folder`` that end in ``suffix``, sorted."""
+    filesystem, inner = resolve(folder)
+    entries = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    names = [entry.base_name for entry in entries if entry.type == pafs.FileType.File]
+    return sorted(n for n in names if n.endswith(suffix) and not n.startswith(TEMPORARY_PREFIX))
+
+
+def _sync_folder(folder: str) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,123 @@
+"""Parquet corpora: one file or nested folders of files, each with any number of row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataprune_ray.errors import BadDataError
+from dataprune_ray.io.corpus import SourceFile, Span
+from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
+
+#: What a broken Parquet file raises while it is opened or read.
+READ_ERRORS = (OSError, pa.ArrowException, ValueError)
+
+
+class ParquetReader:
+    """Rows of Parquet files; the first readable file's schema is the corpus's."""
+
+    suffixes = (".parquet", ".parq", ".pq")
+    key_column = None
+
+    def inspect(self, root: str, files: Sequence[FileInfo]) -> tuple[pa.Schema, list[SourceFile]]:
+        """See `Reader.inspect`; a file whose columns differ from the corpus's has an error."""
+        with ThreadPoolExecutor(16) as pool:
+            footers = list(pool.map(lambda file: _footer(root, file), files))
+        schema = next((found for found, _ in footers if found is not None), None)
+        if schema is None:
+            reasons = {source.error for _, source in footers}
+            raise BadDataError(
+                f"input={redact(root)!r}: no file can be read: {sorted(map(str, reasons))[:3]}"
+            )
+        return schema, [_checked(schema, found, source) for found, source in footers]
+
+    def read(
+        self, root: str, span: Span, columns: Sequence[str] | None, batch_rows: int
+    ) -> Iterator[pa.RecordBatch]:
+        """See `Reader.read`."""
+        if span.groups is None or span.groups[0] == span.groups[1]:
+            return
+        with open_input(corpus_path(root, span.file)) as file:
+            yield from pq.ParquetFile(file).iter_batches(
+                batch_rows,
+                row_groups=list(range(*span.groups)),
+                columns=list(columns) if columns is not None else None,
+                use_threads=False,
+            )
+
+    def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
+        """See `Reader.narrow`: the row groups that overlap."""
+        if span.groups is None:
+            return span
+        with open_input(corpus_path(root, span.file)) as file:
+            metadata = pq.ParquetFile(file).metadata
+        start, chosen, begin, rows = span.start, [], span.start, 0
+        for group in range(*span.groups):
+            size = metadata.row_group(group).num_rows
+            if start <= last and start + size > first:
+                if not chosen:
+                    begin = start
+                chosen.append(group)
+                rows += size
+            start += size
+        if not chosen:
+            return replace(span, start=begin, rows=0, groups=(span.groups[0], span.groups[0]))
+        return replace(span, start=begin, rows=rows, groups=(chosen[0], chosen[-1] + 1))
+
+
+def compression_of(root: str, file: str) -> str:
+    """Codec of the file's first column chunk, as `pyarrow.parquet.ParquetWriter` names it."""
+    with open_input(corpus_path(root, file)) as opened:
+        metadata = pq.ParquetFile(opened).metadata
+        if not metadata.num_row_groups or not metadata.num_columns:
+            return "snappy"
+        codec = metadata.row_group(0).column(0).compression.lower()
+    return "none" if codec == "uncompressed" else codec
+
+
+def _footer(root: str, file: FileInfo) -> tuple[pa.Schema | None, SourceFile]:
+    try:
+        with open_input(corpus_path(root, file.path)) as opened:
+            parquet = pq.ParquetFile(opened)
+            metadata = parquet.metadata
+            groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+            return parquet.schema_arrow, SourceFile(file.path, file.size, file.version, groups)
+    except READ_ERRORS as error:
+        reason = f"unreadable file: {error}"
+        return None, SourceFile(file.path, file.size, file.version, None, reason)
+
+
+def _checked(expected: pa.Schema, found: pa.Schema | None, source: SourceFile) -> SourceFile:
+    if found is None:
+        return source
+    problem = _difference(expected, found)
+    if problem is None:
+        return source
+    return SourceFile(source.path, source.size, source.version, source.groups, problem)
+
+
+def _difference(expected: pa.Schema, found: pa.Schema) -> str | None:
+    missing = [name for name in expected.names if name not in found.names]
+    extra = [name for name in found.names if name not in expected.names]
+    if missing or extra:
+        return f"columns differ from the corpus: missing {missing}, unexpected {extra}"
+    for field in expected:
+        other = found.field(field.name).type
+        if _plain(other) != _plain(field.type):
+            return f"column {field.name!r} is {other}, the corpus has {field.type}"
+    return None
+
+
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type without encodings that leave values alone."""
+    if pa.types.is_dictionary(kind):
+        return _plain(kind.value_type)
+    if pa.types.is_large_string(kind):
+        return pa.string()
+    if pa.types.is_large_binary(kind):
+        return pa.binary()
+    return kind

@@ -1,0 +1,266 @@
+"""Fragments to encoded rows: identity, label and model input of every row, or why it has none.
+
+Whatever is wrong with a row or a file ends up as an error of the rows concerned; nothing that a
+corpus holds makes the iteration raise, and no row is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from dataprune_ray.cutoff import seeded_hash
+from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encode_labels, top_level
+from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
+from dataprune_ray.io.identity import as_keys, file_seed, key_hashes, position_hashes
+
+T = TypeVar("T")
+
+_BATCH_BYTES = 16 << 20
+_MOST_ROWS = 8192
+_ALL = 2**64 - 1
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """How rows are read: sent once to every worker.
+
+    ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
+    does not depend on how the corpus is cut.
+    """
+
+    root: str
+    format: str
+    schema: pa.Schema
+    fragments: tuple[Fragment, ...]
+    features: FeatureSpec
+    label: LabelSpec
+    id_column: str | None = None
+    seed: int = 0
+    sample_below: int = _ALL
+
+    @classmethod
+    def of(
+        cls,
+        corpus: Corpus,
+        features: FeatureSpec,
+        label: LabelSpec,
+        id_column: str | None,
+        seed: int,
+    ) -> RowPlan:
+        """Plan for reading a whole corpus."""
+        return cls(
+            corpus.root,
+            corpus.format,
+            corpus.schema,
+            corpus.fragments,
+            features,
+            label,
+            id_column,
+            seed,
+        )
+
+    def sampled(self, fraction: float) -> RowPlan:
+        """The same plan for a share of the rows, chosen by hash."""
+        return replace(self, sample_below=min(int(fraction * 2**64), _ALL))
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """``n`` rows of one file, ``m`` of them good.
+
+    ``rows`` int64 (n,) positions (-1: the whole file), ``keys`` strings (n,), ``row_hash`` uint64
+    (n,), ``stored`` labels as in the score table (n,), ``good`` bool (n,), ``errors`` by index;
+    ``values`` (m, …) model inputs and ``targets`` (m,) of the good rows.
+    """
+
+    file: str
+    rows: npt.NDArray[np.int64]
+    keys: pa.Array
+    row_hash: npt.NDArray[np.uint64]
+    stored: pa.Array
+    good: npt.NDArray[np.bool_]
+    errors: dict[int, str]
+    values: npt.NDArray[Any]
+    targets: npt.NDArray[Any]
+    members: tuple[str, ...] = ()  # columns seen so far, where the format has no schema of its own
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def read_rows(
+    plan: RowPlan, fragment: Fragment, transform: Callable[[Any], Any] | None = None
+) -> Iterator[RowBatch]:
+    """Every row of a fragment in order, encoded."""
+    for span in fragment.spans:
+        yield from _read_span(plan, span, transform)
+
+
+def columns_to_read(plan: RowPlan) -> list[str]:
+    """Stored columns that features, label and key come from."""
+    paths = [*plan.features.columns]
+    paths += [p for p in (plan.label.column, plan.id_column) if p is not None]
+    key = get_reader(plan.format).key_column
+    names = [top_level(path, plan.schema) for path in paths] + ([key] if key else [])
+    return list(dict.fromkeys(names))
+
+
+def _read_span(
+    plan: RowPlan, span: Span, transform: Callable[[Any], Any] | None
+) -> Iterator[RowBatch]:
+    if span.error is not None:
+        yield from _failed(plan, span, 0, span.error)
+        return
+    reader = get_reader(plan.format)
+    columns = columns_to_read(plan)
+    batch_rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(plan.features.row_bytes, 1)))
+    done = 0
+    try:
+        for batch in reader.read(plan.root, span, columns, batch_rows):
+            yield _encode_batch(
+                plan, span.file, span.start + done, _noted(batch, plan.schema), transform
+            )
+            done += batch.num_rows
+    except READ_ERRORS as error:
+        yield from _failed(plan, span, done, f"file breaks off: {error}")
+        return
+    if span.rows is not None and done != span.rows:
+        yield from _failed(plan, span, done, f"file ends early: {done} of {span.rows} rows")
+
+
+def _noted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The batch with the corpus's field metadata, which carries raw tensors' shapes."""
+    fields = [schema.field(n).with_type(batch.schema.field(n).type) for n in batch.schema.names]
+    return pa.RecordBatch.from_arrays(
+        batch.columns, schema=pa.schema(fields, batch.schema.metadata)
+    )
+
+
+def _encode_batch(
+    plan: RowPlan,
+    file: str,
+    start: int,
+    batch: pa.RecordBatch,
+    transform: Callable[[Any], Any] | None,
+) -> RowBatch:
+    rows = np.arange(start, start + batch.num_rows, dtype=np.int64)
+    keys, row_hash, errors = _identify(plan, file, rows, batch)
+    if plan.sample_below != _ALL:
+        chosen = np.flatnonzero(seeded_hash(row_hash, plan.seed) <= plan.sample_below)
+        place = {int(old): new for new, old in enumerate(chosen)}
+        errors = {place[i]: text for i, text in errors.items() if i in place}
+        batch, keys = batch.take(pa.array(chosen)), keys.take(pa.array(chosen))
+        rows, row_hash = rows[chosen], row_hash[chosen]
+    features = encode(plan.features, batch, transform)
+    labels, stored = encode_labels(plan.label, batch)
+    errors = {**labels.errors, **features.errors, **errors}
+    good = np.ones(len(rows), bool)
+    good[list(errors)] = False
+    values, targets = features.values, labels.values
+    if errors:
+        values, targets = values[good[features.good]], targets[good[labels.good]]
+    return RowBatch(
+        file, rows, keys, row_hash, stored, good, errors, values, targets, _members(batch)
+    )
+
+
+def _members(batch: pa.RecordBatch) -> tuple[str, ...]:
+    note = (batch.schema.metadata or {}).get(MEMBERS)
+    return tuple(json.loads(note)) if note else ()
+
+
+def _identify(
+    plan: RowPlan, file: str, rows: npt.NDArray[np.int64], batch: pa.RecordBatch
+) -> tuple[pa.Array, npt.NDArray[np.uint64], dict[int, str]]:
+    """Keys, identity hashes, and the rows whose id is unusable (these are known by position)."""
+    by_position = position_hashes(file, int(rows[0]) if len(rows) else 0, len(rows))
+    own_key = get_reader(plan.format).key_column
+    name = plan.id_column or own_key
+    if name is None:
+        return pa.nulls(len(rows), pa.string()), by_position, {}
+    try:
+        keys = as_keys(column(batch, name))
+    except pa.ArrowInvalid as error:
+        reason = f"id column {name!r}: {error}"
+        return (
+            pa.nulls(len(rows), pa.string()),
+            by_position,
+            dict.fromkeys(range(len(rows)), reason),
+        )
+    missing = np.asarray(keys.is_null())
+    hashes = key_hashes(keys.fill_null(""))
+    if plan.id_column is None:  # a format's own key is unique in its file only
+        hashes = seeded_hash(hashes, file_seed(file))
+    hashes = np.where(missing, by_position, hashes)
+    errors = {int(i): f"id column {name!r} is null" for i in np.flatnonzero(missing)}
+    return keys, hashes, errors
+
+
+def _failed(plan: RowPlan, span: Span, done: int, reason: str) -> Iterator[RowBatch]:
+    """The rows of a span that cannot be read; one row at -1 stands for a file of unknown length."""
+    start = span.start + done
+    if span.rows:
+        positions = np.arange(start, span.start + span.rows, dtype=np.int64)
+        if not len(positions):
+            return
+    else:
+        positions = np.array([start if done else -1], np.int64)
+    hashes = position_hashes(span.file, start, len(positions))
+    if plan.sample_below != _ALL:
+        chosen = seeded_hash(hashes, plan.seed) <= plan.sample_below
+        positions, hashes = positions[chosen], hashes[chosen]
+    for first in range(0, len(positions), _MOST_ROWS):
+        part = slice(first, first + _MOST_ROWS)
+        size = len(positions[part])
+        yield RowBatch(
+            file=span.file,
+            rows=positions[part],
+            keys=pa.nulls(size, pa.string()),
+            row_hash=hashes[part],
+            stored=pa.nulls(size, plan.label.type),
+            good=np.zeros(size, bool),
+            errors=dict.fromkeys(range(size), reason),
+            values=np.zeros((0, *plan.features.shape), np.float32),
+            targets=np.zeros(0, np.int64),
+        )
+
+
+def ahead(items: Iterator[T], depth: int = 2) -> Iterator[T]:
+    """The same items, produced ``depth`` ahead in a thread: decoding overlaps with the model."""
+    buffer: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def produce() -> None:
+        try:
+            for item in items:
+                if stopped.is_set():
+                    return
+                buffer.put(("item", item))
+            buffer.put(("end", None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer
+            buffer.put(("error", error))
+
+    worker = threading.Thread(target=produce, name="decode-ahead", daemon=True)
+    worker.start()
+    try:
+        while True:
+            kind, content = buffer.get()
+            if kind == "end":
+                return
+            if kind == "error":
+                raise content
+            yield content
+    finally:
+        stopped.set()
+        while not buffer.empty():
+            buffer.get_nowait()

@@ -1,0 +1,63 @@
+"""Importance metrics: name to `Metric`. One file per family; a new metric is one line here."""
+
+from __future__ import annotations
+
+from dataprune_ray.errors import ConfigError, UnknownNameError
+from dataprune_ray.metrics.base import CorpusFit, Metric, MetricOptions, ModelOutputs
+from dataprune_ray.metrics.chance import RANDOM
+from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
+from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
+from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
+from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
+
+__all__ = [
+    "METRICS",
+    "CorpusFit",
+    "Metric",
+    "MetricOptions",
+    "ModelOutputs",
+    "check_metrics",
+    "get_metric",
+]
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        CONFIDENCE,
+        EL2N,
+        ENTROPY,
+        GRAD_NORM,
+        GRAD_NORM_FULL,
+        LOSS,
+        LOSS_GRAD,
+        MARGIN,
+        OUTPUT_DEVIATION,
+        OUTPUT_MAGNITUDE,
+        RANDOM,
+    )
+}
+
+
+def get_metric(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        UnknownNameError: there is none.
+    """
+    if name not in METRICS:
+        raise UnknownNameError("metric", name, METRICS)
+    return METRICS[name]
+
+
+def check_metrics(metrics: tuple[Metric, ...], *, labelled: bool, regression: bool) -> None:
+    """Refuse metrics that the corpus cannot give.
+
+    Raises:
+        ConfigError: a metric needs labels that are not there, or is not defined for regression.
+    """
+    for metric in metrics:
+        if "labels" in metric.needs and not labelled:
+            raise ConfigError("metric", metric.name, "needs labels; name a column with --label")
+        if regression and not metric.regression:
+            usable = ", ".join(sorted(n for n, m in METRICS.items() if m.regression))
+            raise ConfigError("metric", metric.name, f"is not defined for regression; use {usable}")

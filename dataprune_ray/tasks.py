@@ -1,0 +1,77 @@
+"""Plain Ray tasks over many small inputs, a bounded number in flight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import ray
+
+from dataprune_ray.errors import DataPruneError
+
+A = TypeVar("A")
+R = TypeVar("R")
+
+#: CPUs a task asks for: a part, so that tasks and an actor pool fit on a small machine together.
+TASK_CPUS = 0.5
+
+
+def run_tasks(
+    function: Callable[[A], R],
+    items: Iterable[A],
+    *,
+    num_cpus: float = TASK_CPUS,
+    num_gpus: float = 0,
+) -> Iterator[R]:
+    """``function`` of each item, in Ray tasks across the cluster, results as they finish.
+
+    What is common to all items belongs into ``function`` (a partial or a frozen dataclass): it is
+    sent once.
+
+    Raises:
+        DataPruneError: what a task raised on purpose, as itself.
+    """
+    shared = ray.put(function)
+    remote = _call.options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="SPREAD")
+    return unordered((remote.remote(shared, item) for item in items), in_flight=_in_flight())
+
+
+def unordered(refs: Iterator[Any], in_flight: int) -> Iterator[Any]:
+    """Results of tasks as they finish, with a bounded number submitted; cancels the rest.
+
+    Raises:
+        DataPruneError: what a task raised on purpose, as itself.
+    """
+    pending: list[Any] = []
+    try:
+        for ref in refs:
+            pending.append(ref)
+            if len(pending) >= in_flight:
+                yield _next_result(pending)
+        while pending:
+            yield _next_result(pending)
+    finally:
+        for ref in pending:
+            ray.cancel(ref)
+
+
+def _in_flight() -> int:
+    return 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def _next_result(pending: list[Any]) -> Any:
+    """Wait for one task, take it from ``pending`` and return its result."""
+    (done,), pending[:] = ray.wait(pending, num_returns=1)
+    try:
+        return ray.get(done)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, DataPruneError):
+            raise error.cause from None
+        raise
+
+
+@ray.remote
+def _call(function: Callable[[A], R], item: A) -> R:
+    pa.set_cpu_count(1)
+    return function(item)

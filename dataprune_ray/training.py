@@ -1,0 +1,296 @@
+"""The training loop, run by Ray Train: proxy models now, comparison arms by the same loop.
+
+Rows are read once per run into memory, at most ``memory_bytes`` of them (more are sampled by
+hash), in the order of their identity hash: the model does not depend on how the corpus lies in
+files. A run without workers is a Ray task in which Ray Train runs the loop locally; with workers
+the rows are dealt to them by hash and gradients are averaged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dataprune_ray.cutoff import seeded_hash
+from dataprune_ray.errors import BadDataError
+from dataprune_ray.io.filesystems import exists, read_bytes, write_bytes
+from dataprune_ray.io.rows import RowPlan, ahead, read_rows
+from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
+from dataprune_ray.tasks import run_tasks
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """One training run: what is read, what is trained, where its weights go.
+
+    ``updates`` overrides ``epochs``. ``threads`` is fixed, not taken from the machine, because
+    the number of threads changes the last bits of a gradient.
+    """
+
+    rows: RowPlan
+    model: ModelSpec
+    checkpoint: str
+    seed: int
+    epochs: int = 10
+    updates: int | None = None
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    memory_bytes: int = 2 << 30
+    workers: int = 0
+    num_gpus: float = 0.0
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run reports: training loss and accuracy (None for regression) of its last epoch."""
+
+    seed: int
+    rows: int
+    rows_available: int
+    updates: int
+    loss: float
+    accuracy: float | None
+    seconds: float
+    checkpoint: str
+    reused: bool = False
+
+
+def train(plans: list[TrainPlan], progress: Callable[[TrainResult], None]) -> list[TrainResult]:
+    """Run the plans, side by side where the cluster has room; results in the plans' order.
+
+    A run whose checkpoint and record are already there is not repeated.
+
+    Raises:
+        BadDataError: there is no good row to train on.
+    """
+    results: dict[str, TrainResult] = {}
+    for plan in plans:
+        if exists(plan.checkpoint) and exists(_record(plan)):
+            stored = json.loads(read_bytes(_record(plan)))
+            results[plan.checkpoint] = TrainResult(**{**stored, "reused": True})
+    waiting = [plan for plan in plans if plan.checkpoint not in results]
+    for result in _run(waiting):
+        results[result.checkpoint] = result
+    for plan in plans:
+        progress(results[plan.checkpoint])
+    return [results[plan.checkpoint] for plan in plans]
+
+
+def _run(plans: list[TrainPlan]) -> Iterator[TrainResult]:
+    if not plans:
+        return
+    if plans[0].workers == 0:
+        gpus = plans[0].num_gpus
+        yield from run_tasks(_fit, plans, num_cpus=1, num_gpus=gpus)
+        return
+    for plan in plans:
+        yield _fit(plan)
+
+
+def _fit(plan: TrainPlan) -> TrainResult:
+    use_gpu = plan.num_gpus > 0
+    resources = {"CPU": 1.0, **({"GPU": plan.num_gpus} if use_gpu else {})}
+    trainer = ray.train.torch.TorchTrainer(
+        _loop,
+        train_loop_config={"plan": plan},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=plan.workers,
+            use_gpu=use_gpu,
+            resources_per_worker=resources if plan.workers else None,
+        ),
+    )
+    returned: dict[str, Any] = trainer.fit().return_value
+    result = TrainResult(**returned)
+    write_bytes(_record(plan), json.dumps(asdict(result)).encode())
+    return result
+
+
+def _record(plan: TrainPlan) -> str:
+    return plan.checkpoint + ".json"
+
+
+# The loop, on each worker ------------------------------------------------------------------------
+
+
+def _loop(config: dict[str, Any]) -> dict[str, Any]:
+    plan: TrainPlan = config["plan"]
+    started = time.perf_counter()
+    torch.set_num_threads(plan.threads)
+    pa.set_cpu_count(1)
+    context = ray.train.get_context() if plan.workers else None
+    rank, world = (context.get_world_rank(), context.get_world_size()) if context else (0, 1)
+    rows = load(plan, rank, world)
+    torch.manual_seed(plan.seed)
+    model = build_model(plan.model, plan.model.label.outputs)
+    device = torch.device("cuda" if plan.num_gpus and torch.cuda.is_available() else "cpu")
+    model.to(device)
+    trained = ray.train.torch.prepare_model(model) if plan.workers else model
+    loss, accuracy, updates = _optimise(plan, trained, rows, device, rank, world)
+    if rank == 0:
+        _unstandardise(plan, model)
+        state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
+        write_bytes(plan.checkpoint, safetensors.torch.save(state))
+    return {
+        "seed": plan.seed,
+        "rows": len(rows.targets),
+        "rows_available": rows.available,
+        "updates": updates,
+        "loss": loss,
+        "accuracy": accuracy,
+        "seconds": time.perf_counter() - started,
+        "checkpoint": plan.checkpoint,
+    }
+
+
+@dataclass(frozen=True)
+class TrainRows:
+    """Encoded rows (n, …) and targets (n,), in identity order; ``available`` before sampling."""
+
+    values: Tensor
+    targets: Tensor
+    available: int
+
+
+def load(plan: TrainPlan, rank: int = 0, world: int = 1) -> TrainRows:
+    """Read this worker's good rows into memory.
+
+    Raises:
+        BadDataError: there is none.
+    """
+    transform = image_transform(plan.model)
+    held = _Reservoir(plan.memory_bytes // world, plan.rows.seed)
+    for fragment in plan.rows.fragments:
+        for batch in ahead(read_rows(plan.rows, fragment, transform)):
+            hashes = batch.row_hash[batch.good]
+            mine = seeded_hash(hashes, plan.rows.seed) % np.uint64(world) == np.uint64(rank)
+            held.add(hashes[mine], batch.values[mine], batch.targets[mine])
+    if not held.count:
+        raise BadDataError(
+            f"no good row of {plan.rows.root!r} to train on: see the errors of its rows"
+        )
+    hashes, values, targets = held.content()
+    order = np.argsort(hashes, kind="stable")
+    return TrainRows(torch.from_numpy(values[order]), torch.from_numpy(targets[order]), held.count)
+
+
+class _Reservoir:
+    """The rows of smallest seeded hash that fit into a number of bytes."""
+
+    def __init__(self, limit: int, seed: int) -> None:
+        self.limit = limit
+        self.seed = seed
+        self.count = 0
+        self._bound = 2**64 - 1
+        self._bytes = 0
+        self._parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]] = []
+
+    def add(
+        self, hashes: npt.NDArray[np.uint64], values: npt.NDArray[Any], targets: npt.NDArray[Any]
+    ) -> None:
+        self.count += len(hashes)
+        self._keep(hashes, values, targets)
+        while self._bytes > self.limit and self._bound > 0:
+            self._bound //= 2
+            parts, self._parts, self._bytes = self._parts, [], 0
+            for part in parts:
+                self._keep(*part)
+
+    def _keep(
+        self, hashes: npt.NDArray[np.uint64], values: npt.NDArray[Any], targets: npt.NDArray[Any]
+    ) -> None:
+        chosen = seeded_hash(hashes, self.seed) <= np.uint64(self._bound)
+        part = (hashes[chosen], values[chosen], targets[chosen])
+        self._parts.append(part)
+        self._bytes += part[1].nbytes
+
+    def content(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]:
+        parts = [part for part in self._parts if len(part[0])]
+        values = [part[1] for part in parts]
+        if len({v.shape[1:] for v in values}) > 1:  # texts: batches are padded to their own length
+            width = max(v.shape[1] for v in values)
+            values = [np.pad(v, ((0, 0), (0, width - v.shape[1]))) for v in values]
+        return (
+            np.concatenate([part[0] for part in parts]),
+            np.concatenate(values),
+            np.concatenate([part[2] for part in parts]),
+        )
+
+
+def _optimise(
+    plan: TrainPlan, model: nn.Module, rows: TrainRows, device: torch.device, rank: int, world: int
+) -> tuple[float, float | None, int]:
+    """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates."""
+    regression = plan.model.label.task == "regression"
+    optimiser = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
+    size = max(1, plan.batch_size // world)
+    per_epoch = _largest_everywhere(math.ceil(len(rows.targets) / size), world, device)
+    updates = plan.updates if plan.updates is not None else plan.epochs * per_epoch
+    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + rank)
+    losses = correct = seen = 0.0
+    model.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(updates):
+        if step % per_epoch == 0:
+            order = torch.randperm(len(rows.targets), generator=generator)
+            losses = correct = seen = 0.0
+        start = step % per_epoch * size
+        index = order[torch.arange(start, start + size).remainder(len(order))]
+        if start < len(order) < start + size and world == 1:
+            index = order[start:]
+        inputs, targets = rows.values[index].to(device), rows.targets[index].to(device)
+        outputs = model(inputs)
+        loss = _loss(plan, outputs, targets)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        losses += float(loss.detach()) * len(index)
+        seen += len(index)
+        if not regression:
+            correct += float((outputs.argmax(dim=1) == targets).sum())
+    accuracy = None if regression or not seen else correct / seen
+    return losses / max(seen, 1.0), accuracy, updates
+
+
+def _loss(plan: TrainPlan, outputs: Tensor, targets: Tensor) -> Tensor:
+    label = plan.model.label
+    if label.task == "regression":
+        return functional.mse_loss(outputs[:, 0], (targets - label.mean) / label.std)
+    return functional.cross_entropy(outputs, targets)
+
+
+def _unstandardise(plan: TrainPlan, model: nn.Module) -> None:
+    """Fold a regression label's scale into the last linear layer: outputs in the label's units."""
+    label = plan.model.label
+    linear = last_linear(core_of(model))
+    if label.task != "regression" or linear is None or linear.bias is None:
+        return
+    with torch.no_grad():
+        linear.weight.mul_(label.std)
+        linear.bias.mul_(label.std).add_(label.mean)
+
+
+def _largest_everywhere(value: int, world: int, device: torch.device) -> int:
+    if world == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
+    return int(tensor)

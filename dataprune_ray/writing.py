@@ -1,0 +1,423 @@
+"""Keep rule to pruned dataset: decisions by fragment, then parts of even size.
+
+Two passes of independent tasks. The first applies the rule to each score file and writes the
+fragment's decisions and quarantine; it returns how many rows are kept. From these counts the kept
+rows are dealt to parts of even size in corpus order, and the second pass writes each part from
+the fragments that it covers. Rows are copied: no value is decoded and encoded again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dataprune_ray import schema
+from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
+from dataprune_ray.errors import BadDataError
+from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import Corpus, Fragment, Span
+from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.parquet import compression_of
+from dataprune_ray.tasks import run_tasks
+
+_MASK_128 = (1 << 128) - 1
+_BATCH_ROWS = 4096
+_GROUP_BYTES = 64 << 20
+_NOTE = "dataprune"
+
+
+@dataclass(frozen=True)
+class WritePlan:
+    """What every writing task is told."""
+
+    root: str
+    format: str
+    schema: pa.Schema
+    output: str
+    metric: str
+    rule: KeepRule
+    grouped: bool
+    seed: int
+    label_type: pa.DataType
+    compression: str = "snappy"
+    group_rows: int = 65_536
+
+    def scores(self, fragment: Fragment) -> str:
+        """The fragment's score file."""
+        return join(self.output, "scores", f"{fragment.name}.parquet")
+
+
+@dataclass
+class Decided:
+    """Mergeable counts of decisions; ``digest`` is a 128-bit sum over the kept rows' identities."""
+
+    rows: int = 0
+    kept: int = 0
+    bad: int = 0
+    digest: int = 0
+    kept_by_class: Counter[str] = field(default_factory=Counter)
+    dropped_by_class: Counter[str] = field(default_factory=Counter)
+    bad_by_class: Counter[str] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    errors: Counter[str] = field(default_factory=Counter)
+
+    def merge(self, other: Decided) -> None:
+        """Add another count."""
+        self.rows += other.rows
+        self.kept += other.kept
+        self.bad += other.bad
+        self.digest = (self.digest + other.digest) & _MASK_128
+        for name in ("kept_by_class", "dropped_by_class", "bad_by_class", "reasons", "errors"):
+            getattr(self, name).update(getattr(other, name))
+
+    @property
+    def content_hash(self) -> str:
+        """Hex digest of the kept set, whatever the order and the files its rows lie in."""
+        content = f"{self.kept}:{self.digest:032x}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The kept rows ``first`` to ``last`` (exclusive, counted among the kept) of one fragment."""
+
+    fragment: Fragment
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Part:
+    """One output file."""
+
+    index: int
+    slices: tuple[Slice, ...]
+    rows: int
+
+    @property
+    def name(self) -> str:
+        """File name below ``data/``."""
+        return f"part-{self.index:05d}.parquet"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A written part, as the manifest lists it."""
+
+    path: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+def decide(
+    plan: WritePlan, fragments: tuple[Fragment, ...], progress: Callable[[Decided], None]
+) -> tuple[Decided, list[int]]:
+    """Write decisions and quarantine of every fragment; all counts, and kept rows by fragment."""
+    total = Decided()
+    kept = [0] * len(fragments)
+    for position, counts in run_tasks(partial(_decide, plan), list(enumerate(fragments))):
+        kept[position] = counts.kept
+        total.merge(counts)
+        progress(counts)
+    return total, kept
+
+
+def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
+    position, fragment = item
+    counts = Decided()
+    layout = schema.decision_schema(plan.label_type)
+    name = f"{fragment.name}.parquet"
+    bad: list[pa.Table] = []
+    with (
+        open_input(plan.scores(fragment)) as file,
+        atomic_output(join(plan.output, "decisions", name)) as stream,
+        pq.ParquetWriter(stream, layout) as writer,
+    ):
+        for batch in pq.ParquetFile(file).iter_batches(65_536, use_threads=False):
+            table = pa.Table.from_batches([batch])
+            wrong = table.filter(table[schema.ERROR].is_valid())
+            if wrong.num_rows:
+                bad.append(wrong)
+            writer.write_table(
+                _decisions(plan, table.filter(table[schema.ERROR].is_null()), counts)
+            )
+            _count_bad(counts, wrong)
+            counts.rows += table.num_rows
+    if bad:
+        _quarantine(join(plan.output, "quarantine", name), bad)
+    return position, counts
+
+
+def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
+    layout = schema.decision_schema(plan.label_type)
+    scores = table[plan.metric].to_numpy()
+    hashes = table[schema.ROW_HASH].to_numpy()
+    block = Block(
+        scores=scores,
+        hashes=seeded_hash(hashes, plan.seed),
+        groups=_codes(plan.rule.groups, table[schema.LABEL]) if plan.grouped else None,
+    )
+    kept = plan.rule.apply(block)
+    reasons = plan.rule.reason(block)
+    counts.kept += int(kept.sum())
+    counts.digest = (counts.digest + identity_sum(hashes[kept])) & _MASK_128
+    labels = table[schema.LABEL].cast(pa.string()).to_numpy()
+    counts.kept_by_class.update(_tally(labels[kept]))
+    counts.dropped_by_class.update(_tally(labels[~kept]))
+    for code, number in zip(*np.unique(reasons, return_counts=True), strict=True):
+        counts.reasons[REASONS[code]] += int(number)
+    columns = [
+        table[schema.FILE],
+        table[schema.ROW],
+        table[schema.KEY],
+        table[schema.LABEL],
+        pa.array(scores, pa.float32()),
+        pa.array(kept),
+        pa.DictionaryArray.from_arrays(
+            pa.array(reasons, pa.int8()), pa.array(REASONS, pa.string())
+        ),
+        pa.array(np.ones(len(kept), np.float32)),
+    ]
+    return pa.table(columns, schema=layout)
+
+
+def identity_sum(hashes: npt.NDArray[np.uint64]) -> int:
+    """Sum modulo 2**128 of 128 bits per identity: equal sets of rows have equal sums."""
+    low = seeded_hash(hashes, 1)
+    high = seeded_hash(hashes, 2)
+    mask = np.uint64(0xFFFFFFFF)
+    total = 0
+    for word, shift in ((low & mask, 0), (low >> np.uint64(32), 32)):
+        total += int(word.sum(dtype=np.uint64)) << shift
+    for word, shift in ((high & mask, 64), (high >> np.uint64(32), 96)):
+        total += int(word.sum(dtype=np.uint64)) << shift
+    return total & _MASK_128
+
+
+def _codes(groups: tuple[str, ...], labels: pa.ChunkedArray) -> npt.NDArray[np.int32]:
+    index = labels.cast(pa.string()).combine_chunks()
+    return np.asarray(
+        pa.compute.index_in(index, pa.array(groups)).to_numpy(zero_copy_only=False), np.int32
+    )
+
+
+def _tally(values: npt.NDArray[Any]) -> Counter[str]:
+    return Counter("" if value is None else str(value) for value in values.tolist())
+
+
+def _count_bad(counts: Decided, wrong: pa.Table) -> None:
+    counts.bad += wrong.num_rows
+    for label, error in zip(
+        wrong[schema.LABEL].to_pylist(), wrong[schema.ERROR].to_pylist(), strict=True
+    ):
+        counts.bad_by_class["" if label is None else str(label)] += 1
+        counts.errors[reason_kind(error)] += 1
+
+
+def reason_kind(error: str) -> str:
+    """The part of an error message that many rows share."""
+    head = error.partition(":")[0]
+    return " ".join("…" if any(c.isdigit() for c in word) else word for word in head.split())
+
+
+def _quarantine(path: str, bad: list[pa.Table]) -> None:
+    table = pa.concat_tables(bad).select(schema.QUARANTINE_SCHEMA.names)
+    with atomic_output(path) as stream:
+        pq.write_table(table.cast(schema.QUARANTINE_SCHEMA), stream)
+
+
+# Parts -------------------------------------------------------------------------------------------
+
+
+def plan_parts(fragments: tuple[Fragment, ...], kept: list[int], rows_per_part: int) -> list[Part]:
+    """Deal the kept rows, in corpus order, to parts whose sizes differ by at most one row."""
+    total = sum(kept)
+    count = math.ceil(total / rows_per_part) if total else 1
+    bounds = [total * index // count for index in range(count + 1)]
+    starts = np.concatenate([[0], np.cumsum(kept)])
+    parts = []
+    position = 0
+    for index, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        slices = []
+        while position < len(fragments) and starts[position] < high:
+            first, last = max(low, int(starts[position])), min(high, int(starts[position + 1]))
+            if first < last:
+                offset = int(starts[position])
+                slices.append(Slice(fragments[position], first - offset, last - offset))
+            if starts[position + 1] > high:
+                break
+            position += 1
+        parts.append(Part(index, tuple(slices), high - low))
+    return parts
+
+
+def write_parts(
+    plan: WritePlan, corpus: Corpus, parts: list[Part], progress: Callable[[Written], None]
+) -> list[Written]:
+    """Write every part; their rows, bytes and checksums, in order.
+
+    Raises:
+        BadDataError: a source file changed or broke since it was scored.
+    """
+    plan = replace(plan, **_source_style(corpus))
+    written = {}
+    for result in run_tasks(partial(_write_part, plan), parts):
+        written[result.path] = result
+        progress(result)
+    return [written[path] for path in sorted(written)]
+
+
+def _source_style(corpus: Corpus) -> dict[str, Any]:
+    """Compression and row group size of the source, where it has them."""
+    for file in corpus.files:
+        if file.groups and file.error is None:
+            per_row = max(1, corpus.size // max(1, sum(f.rows or 0 for f in corpus.files)))
+            limit = max(1, _GROUP_BYTES // per_row)
+            return {
+                "compression": compression_of(corpus.root, file.path),
+                "group_rows": min(max(max(file.groups), 1024), limit),
+            }
+    return {}
+
+
+def _write_part(plan: WritePlan, part: Part) -> Written:
+    path = join(plan.output, "data", part.name)
+    digest = _Hashing()
+    rows = 0
+    with (
+        atomic_output(path) as stream,
+        pq.ParquetWriter(
+            digest.to(stream), plan.schema, compression=plan.compression, store_schema=True
+        ) as writer,
+    ):
+        for table in _row_groups(plan, part):
+            writer.write_table(table, row_group_size=max(table.num_rows, 1))
+            rows += table.num_rows
+    if rows != part.rows:
+        remove_file(path)
+        raise BadDataError(
+            f"data/{part.name}: {rows} rows instead of {part.rows}; a source file changed"
+        )
+    return Written(f"data/{part.name}", rows, digest.size, digest.hexdigest())
+
+
+class _Hashing:
+    """A writable that passes everything on and keeps the size and SHA-256 of it."""
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+        self.size = 0
+        self._sink: Any = None
+
+    def to(self, sink: Any) -> pa.PythonFile:
+        self._sink = sink
+        return pa.PythonFile(self, mode="w")
+
+    def write(self, data: Any) -> int:
+        self._sha.update(data)
+        self.size += len(data)
+        self._sink.write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        self._sink.flush()
+
+    def close(self) -> None:
+        """The sink is closed by its owner."""
+
+    @property
+    def closed(self) -> bool:
+        return False
+
+    def tell(self) -> int:
+        return self.size
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
+
+
+def _row_groups(plan: WritePlan, part: Part) -> Iterator[pa.Table]:
+    """The part's rows in row groups like the source's."""
+    waiting: list[pa.RecordBatch] = []
+    held = size = 0
+    for batch in _kept_batches(plan, part):
+        waiting.append(batch)
+        held += batch.num_rows
+        size += batch.nbytes
+        if held >= plan.group_rows or size >= _GROUP_BYTES:
+            yield pa.Table.from_batches(waiting, plan.schema)
+            waiting, held, size = [], 0, 0
+    if waiting:
+        yield pa.Table.from_batches(waiting, plan.schema)
+
+
+def _kept_batches(plan: WritePlan, part: Part) -> Iterator[pa.RecordBatch]:
+    for piece in part.slices:
+        masks = _kept_masks(plan, piece)
+        for span in piece.fragment.spans:
+            if span.file in masks:
+                yield from _filtered(plan, span, masks[span.file])
+
+
+def _kept_masks(plan: WritePlan, piece: Slice) -> dict[str, npt.NDArray[np.int64]]:
+    """Positions of the slice's kept rows, by file, ascending."""
+    path = join(plan.output, "decisions", f"{piece.fragment.name}.parquet")
+    with open_input(path) as file:
+        table = pq.read_table(file, columns=[schema.FILE, schema.ROW, schema.KEPT])
+    kept = table.filter(table[schema.KEPT]).slice(piece.first, piece.last - piece.first)
+    files = kept[schema.FILE].cast(pa.string()).to_numpy()
+    rows = kept[schema.ROW].to_numpy()
+    return {name: rows[files == name] for name in dict.fromkeys(files.tolist())}
+
+
+def _filtered(
+    plan: WritePlan, span: Span, positions: npt.NDArray[np.int64]
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a span at the given positions of its file, as the corpus's schema has them."""
+    reader = get_reader(plan.format)
+    span = reader.narrow(plan.root, span, int(positions[0]), int(positions[-1]))
+    start = span.start
+    try:
+        for batch in reader.read(plan.root, span, None, _BATCH_ROWS):
+            low, high = np.searchsorted(positions, [start, start + batch.num_rows])
+            if low < high:
+                chosen = positions[low:high] - start
+                rows = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
+                yield _conform(rows, plan.schema)
+            start += batch.num_rows
+            if start > positions[-1]:
+                return
+    except READ_ERRORS as error:
+        raise BadDataError(
+            f"{span.file}: rows from {start} on cannot be copied: {error}; "
+            "repair or remove the file and run again"
+        ) from error
+
+
+def _conform(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
+    """Columns in the corpus's order and encoding; a member no sample of the batch has is null."""
+    arrays = []
+    for field_ in target:
+        if field_.name not in batch.schema.names:
+            arrays.append(pa.nulls(batch.num_rows, field_.type))
+            continue
+        values = batch.column(field_.name)
+        arrays.append(values if values.type == field_.type else values.cast(field_.type))
+    return pa.RecordBatch.from_arrays(arrays, schema=target)
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    """The manifest as it is stored: sorted, readable JSON."""
+    return (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
