@@ -1,8 +1,9 @@
 """The exact cut: a radix selection over (score, hash) by mergeable histograms.
 
 Each pass counts, for every group at once, how the candidates fall into bins of the next few bits
-of their key, and keeps the one bin that the quota ends in. A group's histogram is a few numbers,
-so a billion rows cost a few passes over one column and no sort, shuffle or sample.
+of their key, and keeps the one bin that the quota ends in. Once few candidates are left they are
+fetched and the last bits decided at once. So a billion rows cost a few passes over one column and
+no sort, shuffle or sample of the corpus.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ _HASH_BITS = 64
 _MAX_DIGIT = 16
 #: Bins of one pass, all groups together (int64 each).
 _MAX_BINS = 1 << 20
+#: Candidates that are fetched and sorted rather than counted (16 bytes each).
+_MAX_GATHERED = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -150,15 +153,21 @@ def _descend(
     if end is not None:
         columns |= {"scores"}
     search.prefix[:] = 0
+    counted = field == "hashes" and end is not None  # candidates are known to be the ties
     while shift and search.open.any():
         active = np.flatnonzero(search.open)
-        bits = _digit_bits(len(active), shift)
+        few = counted and int(search.inside[active].sum()) <= _MAX_GATHERED
+        bits = shift if few else _digit_bits(len(active), shift)
         shift -= bits
         slots = np.full(len(search.open), -1, np.int64)
         slots[active] = np.arange(len(active))
-        kernel = _DigitCount(field, end, shift, bits, slots, search.prefix, search.score_key)
-        counts = population.reduce(kernel, np.add, columns).reshape(len(active), -1)
-        _take_bin(search, active, counts, bits)
+        digits = _Digits(field, end, shift, bits, slots, search.prefix, search.score_key)
+        if few:
+            _take_value(search, active, population.reduce(digits.gather, _concatenate, columns))
+        else:
+            counts = population.reduce(digits.count, _add, columns)
+            _take_bin(search, active, counts.reshape(len(active), -1), bits)
+        counted = True
         if field == "hashes":
             whole = active[search.need[active] == search.inside[active]]
             last = (search.prefix[whole] + np.uint64(1)) << np.uint64(shift)
@@ -184,6 +193,19 @@ def _take_bin(
     search.prefix[active] = known | chosen.astype(np.uint64)
 
 
+def _take_value(search: _Search, active: NDArray[np.int64], found: _Gathered) -> None:
+    """Move every active group (A,) to the one value of its candidates that its quota ends in."""
+    slots, values = found
+    order = np.lexsort((values, slots))
+    slots, values = slots[order], values[order]
+    first = np.searchsorted(slots, np.arange(len(active)))
+    chosen = values[first + search.need[active] - 1]
+    below = np.bincount(slots[values < chosen[slots]], minlength=len(active))
+    search.need[active] -= below
+    search.inside[active] = np.bincount(slots[values == chosen[slots]], minlength=len(active))
+    search.prefix[active] = chosen
+
+
 def _digit_bits(groups: int, left: int) -> int:
     """Bits of the next digit: as few passes as the bins allow, then as even as possible."""
     most = max(1, min(_MAX_DIGIT, (_MAX_BINS // groups).bit_length() - 1))
@@ -191,9 +213,13 @@ def _digit_bits(groups: int, left: int) -> int:
     return -(-left // passes)
 
 
+#: Slots int64 (n,) and values uint64 (n,) of candidates.
+_Gathered = tuple[NDArray[np.int64], NDArray[np.uint64]]
+
+
 @dataclass(frozen=True)
-class _DigitCount:
-    """Kernel: counts of the next digit among the candidates, int64 (A * 2**bits,)."""
+class _Digits:
+    """Kernels that look at the next bits of one field among the candidates of a pass."""
 
     field: Literal["scores", "hashes"]
     end: End | None  # None: scores are ignored
@@ -203,29 +229,52 @@ class _DigitCount:
     prefix: NDArray[np.uint64]  # (G,)
     score_key: NDArray[np.uint32] | None  # (G,) once the scores are resolved
 
-    def __call__(self, block: Block) -> NDArray[np.int64]:
+    def count(self, block: Block) -> NDArray[np.int64]:
+        """Candidates by slot and digit: int64 (A * 2**bits,)."""
+        slots, values = self._candidates(block)
+        kind = values.dtype.type
+        digit = ((values >> kind(self.shift)) & kind((1 << self.bits) - 1)).astype(np.int64)
+        if slots is not None:
+            digit |= slots << self.bits
+        return np.bincount(digit, minlength=(int(self.slots.max()) + 1) << self.bits)
+
+    def gather(self, block: Block) -> _Gathered:
+        """The candidates themselves: slot and whole value of the field."""
+        slots, values = self._candidates(block)
+        if slots is None:
+            slots = np.zeros(len(values), np.int64)
+        return slots, values.astype(np.uint64)
+
+    def _candidates(
+        self, block: Block
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint32] | NDArray[np.uint64]]:
+        """Slots (None where there is one group) and values of the rows still in question."""
         codes = block.codes(len(self.slots))
-        chosen: NDArray[np.bool_] | None = None
+        slots = None if codes is None else self.slots[codes]
+        chosen = None if slots is None else slots >= 0
         if self.field == "scores":
             values: NDArray[np.uint32] | NDArray[np.uint64] = _rank_key(block, self.end)
         else:
             values = block.need_hashes()
             if self.score_key is not None:
-                chosen = _rank_key(block, self.end) == _pick(self.score_key, codes)
-        kind = values.dtype.type
+                tied = _rank_key(block, self.end) == _pick(self.score_key, codes)
+                chosen = tied if chosen is None else chosen & tied
         high = self.shift + self.bits
         if high < (_SCORE_BITS if self.field == "scores" else _HASH_BITS):
+            kind = values.dtype.type
             same = (values >> kind(high)) == _pick(self.prefix.astype(kind), codes)
             chosen = same if chosen is None else chosen & same
-        if chosen is not None:
-            values = values[chosen]
-            codes = None if codes is None else codes[chosen]
-        digit = ((values >> kind(self.shift)) & kind((1 << self.bits) - 1)).astype(np.int64)
-        size = (int(self.slots.max()) + 1) << self.bits
-        if codes is not None:
-            slots = self.slots[codes]
-            digit = (digit | (slots << self.bits))[slots >= 0]
-        return np.bincount(digit, minlength=size)
+        if chosen is None:
+            return slots, values
+        return None if slots is None else slots[chosen], values[chosen]
+
+
+def _add(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
+    return first + second
+
+
+def _concatenate(first: _Gathered, second: _Gathered) -> _Gathered:
+    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
 
 
 def _rank_key(block: Block, end: End | None) -> NDArray[np.uint32]:

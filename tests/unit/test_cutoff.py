@@ -206,8 +206,10 @@ class TestExactCut:
                 assert np.count_nonzero(kept) == quotas[code]
 
     @pytest.mark.parametrize("bins", [2, 16, 1 << 10, 1 << 20])
-    def test_digit_width_does_not_matter(self, monkeypatch, bins):
+    @pytest.mark.parametrize("gathered", [0, 30, 1 << 18])
+    def test_digits_and_gathering_do_not_matter(self, monkeypatch, bins, gathered):
         monkeypatch.setattr(selection, "_MAX_BINS", bins)
+        monkeypatch.setattr(selection, "_MAX_GATHERED", gathered)
         rng = np.random.default_rng(0)
         scores = rng.integers(-20, 20, 500).astype(np.float32)
         hashes = identities(500)
@@ -259,7 +261,11 @@ class TestExactCut:
         assert cut.score is None
 
     @pytest.mark.parametrize("by_score", [True, False])
-    def test_duplicate_identity_is_bad_data_only_where_it_matters(self, by_score):
+    @pytest.mark.parametrize("gathered", [0, 100])
+    def test_duplicate_identity_is_bad_data_only_where_it_matters(
+        self, by_score, gathered, monkeypatch
+    ):
+        monkeypatch.setattr(selection, "_MAX_GATHERED", gathered)
         scores = np.ones(4, np.float32)
         hashes = np.array([5, 9, 9, HASH_MAX], np.uint64)
         source = population(scores, hashes)
