@@ -177,11 +177,26 @@ def _read_blocks(path: str, view: _View, codes: Mapping[str, int]) -> Iterator[B
             if name not in present:
                 found = ", ".join(present)
                 raise ConfigError("scores", redact(path), f"has no column {name!r}; has: {found}")
+        if len(names) > 1 and _no_errors(file.metadata, present.index(schema.ERROR)):
+            names.remove(schema.ERROR)  # reading it would cost as much as the scores
         for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
-            error = batch.column(schema.ERROR)
-            if error.null_count < len(error):
-                batch = batch.filter(pc.is_null(error))  # noqa: PLW2901
+            if schema.ERROR in names:
+                batch = batch.filter(pc.is_null(batch.column(schema.ERROR)))  # noqa: PLW2901
             yield _block(batch, view, codes, path)
+
+
+def _no_errors(metadata: Any, column: int) -> bool:
+    """Whether the footer proves that the ``error`` column, at this position, holds nothing."""
+    for group in range(metadata.num_row_groups):
+        chunk = metadata.row_group(group).column(column)
+        if chunk.path_in_schema != schema.ERROR:
+            return False  # nested columns before it have moved it
+        statistics = chunk.statistics
+        if statistics is None or not statistics.has_null_count:
+            return False
+        if statistics.null_count < metadata.row_group(group).num_rows:
+            return False
+    return True
 
 
 def _block(batch: Any, view: _View, codes: Mapping[str, int], path: str) -> Block:

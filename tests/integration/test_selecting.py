@@ -88,6 +88,14 @@ def test_files_and_batches_do_not_matter(files, paths, tmp_path, monkeypatch):
     assert select(grouped(write(tmp_path, files)), config, INFO) == expected
 
 
+def test_only_some_files_hold_errors(tmp_path):
+    errors = np.arange(ROWS) < 10
+    table = ScoreTable(write(tmp_path, 3, errors=errors), "el2n")
+    assert cutoff.group_counts(table).tolist() == [ROWS - 10]
+    edges = [0, 1]
+    assert cutoff.histogram(table, edges).sum() == ROWS - 10
+
+
 def test_string_labels(paths, tmp_path):
     config = SelectConfig(strategy="random_balanced", keep=0.5)
     strings = write(tmp_path, 2, pa.string())
