@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -42,10 +42,21 @@ def interleaved(
     return {name: statistics.median(times) for name, times in seconds.items()}, results
 
 
-def peak_rss_mb() -> float:
-    """Highest resident memory of this process so far, in MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e6
+def peak_growth_mb(function: Callable[[], Any]) -> float:
+    """How far the resident memory of this process rises above its start during a call, in MB.
+
+    Linux only: the kernel's high-water mark is reset first, so nothing done before hides it.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _high_water_mb()
+    function()
+    return _high_water_mb() - before
+
+
+def _high_water_mb() -> float:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    (peak,) = [line for line in lines if line.startswith("VmHWM:")]
+    return int(peak.split()[1]) * 1024 / 1e6
 
 
 def machine() -> dict[str, Any]:

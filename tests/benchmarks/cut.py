@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from common import interleaved, machine, peak_rss_mb, report
+from common import interleaved, machine, peak_growth_mb, report
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import Cut, exact_cut, group_counts
@@ -84,7 +85,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--files", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--ray-data-repeats", type=int, default=1)
+    parser.add_argument("--ray-data-repeats", type=int, default=1, help="0: skip it")
     options = parser.parse_args()
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
     ray.init(
@@ -99,19 +100,17 @@ def main() -> None:
         paths = write_scores(folder, options.rows, options.files)
         counted = int(group_counts(ScoreTable(paths, METRIC))[0])  # also starts the workers
         assert counted == options.rows
-        before = peak_rss_mb()
-        ours(paths, quota)
-        grown = peak_rss_mb() - before
-        seconds, results = interleaved(
-            {
-                "ours": lambda: ours(paths, quota),
-                "numpy": lambda: by_numpy(paths, quota),
-                "duckdb": lambda: by_duckdb(folder, options.rows, quota),
-                "ray_data": lambda: by_ray_data(folder, options.rows, quota),
-            },
-            dict.fromkeys(("ours", "numpy", "duckdb"), options.repeats)
-            | {"ray_data": options.ray_data_repeats},
-        )
+        methods: dict[str, Callable[[], Any]] = {
+            "ours": lambda: ours(paths, quota),
+            "numpy": lambda: by_numpy(paths, quota),
+            "duckdb": lambda: by_duckdb(folder, options.rows, quota),
+        }
+        repeats = dict.fromkeys(methods, options.repeats)
+        grown = {f"{name}_driver_mb": peak_growth_mb(run) for name, run in methods.items()}
+        if options.ray_data_repeats:
+            methods["ray_data"] = lambda: by_ray_data(folder, options.rows, quota)
+            repeats["ray_data"] = options.ray_data_repeats
+        seconds, results = interleaved(methods, repeats)
     ray.shutdown()
     cut: Cut = results["ours"]
     assert cut.score == results["numpy"] == results["duckdb"], results
@@ -121,10 +120,9 @@ def main() -> None:
         files=options.files,
         **{f"{name}_s": value for name, value in seconds.items()},
         **{f"{n}_over_ours": v / seconds["ours"] for n, v in seconds.items() if n != "ours"},
-        driver_rss_growth_mb=grown,
+        **grown,
         tied=cut.tied,
         tied_kept=cut.tied_kept,
-        ray_data_error=abs(results["ray_data"] - (cut.score or 0.0)),
         **machine(),
     )
 
