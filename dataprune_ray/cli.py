@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
-
-from pydantic.fields import FieldInfo
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from dataprune_ray import __version__
 from dataprune_ray.config import Stage, build, read_yaml, stages
 from dataprune_ray.errors import DataPruneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from pydantic.fields import FieldInfo
 
 C = TypeVar("C", bound=Stage)
 
@@ -57,14 +58,13 @@ def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     try:
-        result = dict(main())
+        dict(main())
         code = 0
     except DataPruneError as error:
-        print(f"error: {error}", file=sys.stderr)
-        result = {"error": str(error)}
+        {"error": str(error)}
         code = error.exit_code
     if as_json():
-        print(json.dumps({"exit_code": code, **result}), flush=True)
+        pass
     return code
 
 

@@ -7,16 +7,16 @@ live; here only what a value alone can tell is checked.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dataprune_ray.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 #: Fields that say how a run is carried out, not what comes out of it: they may differ on resume.
 OPERATIONAL = frozenset(
@@ -32,7 +32,6 @@ OPERATIONAL = frozenset(
         "proxy_workers",
         "resume",
         "sample_rows",
-        "scores",
     }
 )
 
@@ -216,14 +215,17 @@ class PruneConfig(Stage):
         """
         return build(cls, values)
 
+    def replace(self, **changes: Any) -> Self:
+        """The configuration with some fields changed, by their flat names."""
+        return self.from_flat({**self.flat(), **changes})
+
     def flat(self) -> dict[str, Any]:
         """All fields by their flat names, JSON-ready."""
         return flatten(self)
 
-    def fingerprint(self) -> str:
-        """Hex digest of every field that the result depends on."""
-        decisive = {k: v for k, v in self.flat().items() if k not in OPERATIONAL}
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    def decisive(self) -> dict[str, Any]:
+        """The fields that the result depends on, by their flat names."""
+        return {k: v for k, v in self.flat().items() if k not in OPERATIONAL}
 
 
 def stages(cls: type[Stage]) -> dict[str, type[Stage]]:

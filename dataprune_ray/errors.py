@@ -5,7 +5,10 @@ A message names the field or file, the value that was found and what to do about
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class DataPruneError(Exception):

@@ -12,18 +12,21 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
 
-from dataprune_ray.config import CorpusConfig, ModelConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features.spec import TEXT_BUCKETS, FeatureSpec, LabelSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dataprune_ray.config import CorpusConfig, ModelConfig
 
 _TEXT_DIMENSIONS = 64
 _ARTICLE_HIDDEN = (512, 256, 128)
@@ -240,7 +243,7 @@ def _factory(name: str) -> Callable[[int], nn.Module]:
 
 
 def read_state(path: str, opened: Any) -> dict[str, Tensor]:
-    """State dict of an opened checkpoint file; a ``state_dict`` entry and ``module.`` are unwrapped.
+    """State dict of an opened checkpoint; a ``state_dict`` entry and ``module.`` are unwrapped.
 
     Raises:
         ConfigError: not a state dict, or one that needs unpickling of code.
@@ -250,7 +253,7 @@ def read_state(path: str, opened: Any) -> dict[str, Tensor]:
             loaded: Any = safetensors.torch.load(bytes(opened.read()))
         else:
             loaded = torch.load(opened, map_location="cpu", weights_only=True)
-    except Exception as error:  # every loader has its own exceptions for a broken file
+    except Exception as error:  # noqa: BLE001 - every loader has its own exceptions for a broken file
         raise ConfigError("checkpoint", path, f"cannot be loaded safely: {error}") from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):

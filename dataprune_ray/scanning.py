@@ -10,19 +10,23 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from dataprune_ray.cutoff import ExactSum
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.features import FeatureSpec, LabelSpec, column, top_level
+from dataprune_ray.features import FeatureSpec, LabelSpec, TabularColumn, column, top_level
 from dataprune_ray.features.encode import numeric, plain_labels
 from dataprune_ray.io import READ_ERRORS, get_reader
-from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.tasks import run_tasks
+
+if TYPE_CHECKING:
+    from dataprune_ray.io.corpus import Fragment
+    from dataprune_ray.io.rows import RowPlan
 
 #: More distinct labels than this are not classes.
 MOST_CLASSES = 100_000
@@ -71,7 +75,7 @@ def scan(plan: RowPlan) -> tuple[FeatureSpec, LabelSpec]:
     return replace(plan.features, tabular=tabular), _complete_label(plan.label, seen)
 
 
-def _with_moments(entry, seen: _Seen):  # type: ignore[no-untyped-def]
+def _with_moments(entry: TabularColumn, seen: _Seen) -> TabularColumn:
     mean, std = _moments(seen.sums.get(entry.name))
     return replace(entry, mean=mean, std=std)
 
@@ -124,7 +128,7 @@ def _scan_fragment(plan: RowPlan, fragment: Fragment) -> _Seen:
     return seen
 
 
-def _add(seen: _Seen, name: str, values: np.ndarray) -> None:  # type: ignore[type-arg]
+def _add(seen: _Seen, name: str, values: npt.NDArray[np.float64]) -> None:
     with np.errstate(over="ignore"):
         known = values[np.isfinite(values)].astype(np.float32)
         pair = np.stack([known, known * known], axis=1)  # (n, 2)

@@ -17,9 +17,12 @@ error       string, nullable        why the row could not be scored
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FILE = "file"
 ROW = "row"

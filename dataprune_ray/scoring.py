@@ -10,11 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +26,6 @@ from torch import Tensor
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import ExactSum, seeded_hash
-from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
     atomic_output,
     exists,
@@ -48,6 +46,11 @@ from dataprune_ray.models import (
     read_state,
 )
 from dataprune_ray.tasks import run_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dataprune_ray.io.corpus import Fragment
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +89,12 @@ class ScorePlan:
     def fitted(self) -> tuple[str, ...]:
         """Metrics with a second stage over the corpus."""
         return tuple(name for name in self.metrics if METRICS[name].fit is not None)
+
+    @property
+    def layout(self) -> pa.Schema:
+        """Schema of what the actors write: with stored outputs where a second stage needs them."""
+        width = self.model.label.outputs if self.fitted else None
+        return schema.score_schema(self.rows.label.type, self.direct, width)
 
     def path(self, fragment: Fragment) -> str:
         """The fragment's score file."""
@@ -137,10 +146,10 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
     size = min(pool.actors, len(missing))
     gpu: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     counted = ray.data.from_items(
-        [{"index": fragment.index} for fragment in missing], override_num_blocks=len(missing)
+        [{"fragment": fragment} for fragment in missing], override_num_blocks=len(missing)
     ).map_batches(
         FragmentScorer,
-        fn_constructor_args=(ray.put(plan),),
+        fn_constructor_args=(replace(plan, rows=replace(plan.rows, fragments=())),),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1 if gpu else size, max_size=size),
         num_cpus=pool.num_cpus,
@@ -166,16 +175,14 @@ def _committed(plan: ScorePlan, fragment: Fragment) -> FragmentCount:
 class FragmentScorer:
     """A Ray Data actor: loads the models once, then scores fragment after fragment."""
 
-    def __init__(self, plan: Any) -> None:
-        self.plan: ScorePlan = ray.get(plan) if isinstance(plan, ray.ObjectRef) else plan
-        self.fragments = {fragment.index: fragment for fragment in self.plan.rows.fragments}
+    def __init__(self, plan: ScorePlan) -> None:
         torch.set_num_threads(1)
         pa.set_cpu_count(1)
-        self.engine = Engine(self.plan)
+        self.engine = Engine(plan)
 
-    def __call__(self, batch: dict[str, npt.NDArray[np.int64]]) -> dict[str, npt.NDArray[Any]]:
-        """Score the fragments named by ``index``; their counts."""
-        counts = [self.engine.commit(self.fragments[int(index)]) for index in batch["index"]]
+    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Score and commit the batch's ``fragment``s; their counts."""
+        counts = [self.engine.commit(fragment) for fragment in batch["fragment"]]
         return {
             "index": np.array([count.index for count in counts]),
             "rows": np.array([count.rows for count in counts]),
@@ -204,8 +211,7 @@ class Engine:
     def commit(self, fragment: Fragment) -> FragmentCount:
         """Score a fragment and commit its score file."""
         started = time.perf_counter()
-        width = self.plan.model.label.outputs if self.plan.fitted else None
-        layout = schema.score_schema(self.plan.rows.label.type, self.plan.direct, width)
+        layout = self.plan.layout
         rows = bad = 0
         members: set[str] = set()
         with (
@@ -424,15 +430,43 @@ def _fit(plan: ScorePlan, paths: list[str]) -> Fit:
     return Fit(mean, largest)
 
 
+def fitted_in_memory(plan: ScorePlan, table: pa.Table) -> pa.Table:
+    """A small score table with its stored outputs replaced by the metrics made from them."""
+    if not plan.fitted:
+        return table
+    good, outputs = _outputs_of(table)
+    mean = ExactSum(plan.model.label.outputs).add(outputs).means() if len(outputs) else None
+    largest = {}
+    if mean is not None:
+        for name in plan.fitted:
+            largest[name] = float(_fitted_values(name, outputs, mean).max())
+    fit = Fit(np.zeros(outputs.shape[1]) if mean is None else mean, largest)
+    return _with_fitted(table, good, outputs, fit).drop_columns([schema.OUTPUTS])
+
+
 def _output_rows(file: Any) -> Iterator[tuple[pa.Table, npt.NDArray[np.bool_], Any]]:
     """Row groups of a score file: the table, which rows have outputs, and those (m, C)."""
     parquet = pq.ParquetFile(file)
     for group in range(parquet.num_row_groups):
         table = parquet.read_row_group(group)
-        stored = table[schema.OUTPUTS].combine_chunks()
-        good = np.asarray(stored.is_valid())
-        values = stored.flatten().to_numpy(zero_copy_only=False)
-        yield table, good, values.reshape(good.sum(), stored.type.list_size)
+        yield table, *_outputs_of(table)
+
+
+def _outputs_of(table: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
+    stored = table[schema.OUTPUTS].combine_chunks()
+    good = np.asarray(stored.is_valid())
+    values = stored.flatten().to_numpy(zero_copy_only=False)
+    return good, values.reshape(good.sum(), stored.type.list_size)
+
+
+def _with_fitted(
+    table: pa.Table, good: npt.NDArray[np.bool_], outputs: npt.NDArray[np.float32], fit: Fit
+) -> pa.Table:
+    for name, largest in fit.largest.items():
+        values = _fitted_values(name, outputs, fit.mean) / (largest or 1.0)
+        column = _column(values.astype(np.float32), np.flatnonzero(good), ~good, len(good))
+        table = table.append_column(name, column)
+    return table
 
 
 def _sum_outputs(columns: int, path: str) -> ExactSum:
@@ -477,10 +511,6 @@ def _complete(metrics: tuple[str, ...], fit: Fit, path: str) -> None:
     ):
         note = pq.ParquetFile(file).metadata.metadata[_NOTE].decode()
         for table, good, outputs in _output_rows(file):
-            whole = table
-            for name, largest in fit.largest.items():
-                values = _fitted_values(name, outputs, fit.mean) / (largest or 1.0)
-                column = _column(values.astype(np.float32), np.flatnonzero(good), ~good, len(good))
-                whole = whole.append_column(name, column)
+            whole = _with_fitted(table, good, outputs, fit)
             writer.write_table(whole.select(layout.names).cast(layout))
         writer.add_key_value_metadata({_NOTE.decode(): note})

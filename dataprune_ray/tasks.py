@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 import ray
 
 from dataprune_ray.errors import DataPruneError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
 
 A = TypeVar("A")
 R = TypeVar("R")
@@ -33,7 +35,9 @@ def run_tasks(
         DataPruneError: what a task raised on purpose, as itself.
     """
     shared = ray.put(function)
-    remote = _call.options(num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="SPREAD")
+    remote = ray.remote(_call).options(
+        num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="SPREAD"
+    )
     return unordered((remote.remote(shared, item) for item in items), in_flight=_in_flight())
 
 
@@ -71,7 +75,6 @@ def _next_result(pending: list[Any]) -> Any:
         raise
 
 
-@ray.remote
 def _call(function: Callable[[A], R], item: A) -> R:
     pa.set_cpu_count(1)
     return function(item)

@@ -12,9 +12,8 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,9 @@ from dataprune_ray.io.filesystems import exists, read_bytes, write_bytes
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
 from dataprune_ray.tasks import run_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
@@ -100,13 +102,14 @@ def _run(plans: list[TrainPlan]) -> Iterator[TrainResult]:
         return
     if plans[0].workers == 0:
         gpus = plans[0].num_gpus
-        yield from run_tasks(_fit, plans, num_cpus=1, num_gpus=gpus)
+        yield from run_tasks(fit, plans, num_cpus=1, num_gpus=gpus)
         return
     for plan in plans:
-        yield _fit(plan)
+        yield fit(plan)
 
 
-def _fit(plan: TrainPlan) -> TrainResult:
+def fit(plan: TrainPlan) -> TrainResult:
+    """Run one plan here, or on its workers, and record the result beside the checkpoint."""
     use_gpu = plan.num_gpus > 0
     resources = {"CPU": 1.0, **({"GPU": plan.num_gpus} if use_gpu else {})}
     trainer = ray.train.torch.TorchTrainer(

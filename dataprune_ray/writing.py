@@ -9,13 +9,12 @@ the fragments that it covers. Rows are copied: no value is decoded and encoded a
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +25,18 @@ from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io import READ_ERRORS, get_reader
-from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
 from dataprune_ray.io.parquet import compression_of
 from dataprune_ray.tasks import run_tasks
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dataprune_ray.io.corpus import Corpus, Fragment, Span
+
 _MASK_128 = (1 << 128) - 1
 _BATCH_ROWS = 4096
 _GROUP_BYTES = 64 << 20
-_NOTE = "dataprune"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class WritePlan:
     format: str
     schema: pa.Schema
     output: str
+    scores: str
     metric: str
     rule: KeepRule
     grouped: bool
@@ -53,9 +56,9 @@ class WritePlan:
     compression: str = "snappy"
     group_rows: int = 65_536
 
-    def scores(self, fragment: Fragment) -> str:
+    def score_file(self, fragment: Fragment) -> str:
         """The fragment's score file."""
-        return join(self.output, "scores", f"{fragment.name}.parquet")
+        return join(self.scores, f"{fragment.name}.parquet")
 
 
 @dataclass
@@ -141,7 +144,7 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
     name = f"{fragment.name}.parquet"
     bad: list[pa.Table] = []
     with (
-        open_input(plan.scores(fragment)) as file,
+        open_input(plan.score_file(fragment)) as file,
         atomic_output(join(plan.output, "decisions", name)) as stream,
         pq.ParquetWriter(stream, layout) as writer,
     ):
@@ -249,7 +252,7 @@ def plan_parts(fragments: tuple[Fragment, ...], kept: list[int], rows_per_part: 
     starts = np.concatenate([[0], np.cumsum(kept)])
     parts = []
     position = 0
-    for index, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for index, (low, high) in enumerate(itertools.pairwise(bounds)):
         slices = []
         while position < len(fragments) and starts[position] < high:
             first, last = max(low, int(starts[position])), min(high, int(starts[position + 1]))
@@ -287,7 +290,7 @@ def _source_style(corpus: Corpus) -> dict[str, Any]:
             limit = max(1, _GROUP_BYTES // per_row)
             return {
                 "compression": compression_of(corpus.root, file.path),
-                "group_rows": min(max(max(file.groups), 1024), limit),
+                "group_rows": min(max(*file.groups, 1024), limit),
             }
     return {}
 
@@ -416,8 +419,3 @@ def _conform(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
         values = batch.column(field_.name)
         arrays.append(values if values.type == field_.type else values.cast(field_.type))
     return pa.RecordBatch.from_arrays(arrays, schema=target)
-
-
-def manifest_bytes(manifest: dict[str, Any]) -> bytes:
-    """The manifest as it is stored: sorted, readable JSON."""
-    return (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()

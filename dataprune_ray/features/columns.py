@@ -1,4 +1,4 @@
-"""Columns by path: ``label``, ``img.bytes`` (a struct's field), ``json.label`` (a JSON member's)."""
+"""Columns by path: ``label``, ``img.bytes`` (field of a struct), ``json.label`` (JSON member)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches to arrays. A row that cannot be encoded gets a reason instead; the others are not touched."""
+"""Batches to arrays; a row that cannot be encoded gets a reason instead."""
 
 from __future__ import annotations
 
@@ -74,18 +74,18 @@ def encode_labels(spec: LabelSpec, batch: pa.RecordBatch) -> tuple[Encoded, pa.A
     errors = dict.fromkeys(bad, "")
     for position in bad:
         errors[position] = f"label {raw[position].as_py()!r} is not a {spec.stored}"
-    for position in np.flatnonzero(np.asarray(raw.is_null())):
-        errors[int(position)] = "label is null"
+    for position in _positions(np.asarray(raw.is_null())):
+        errors[position] = "label is null"
     if spec.task == "regression":
         values = stored.to_numpy(zero_copy_only=False).astype(np.float32)
-        for position in np.flatnonzero(~np.isfinite(values)):
-            errors.setdefault(int(position), "label is not finite")
+        for position in _positions(~np.isfinite(values)):
+            errors.setdefault(position, "label is not finite")
     else:
         table = pa.array(spec.classes, pa.string()).cast(spec.type)
         index = pc.index_in(stored, value_set=table).fill_null(-1)
         values = index.to_numpy(zero_copy_only=False).astype(np.int64)
-        for position in np.flatnonzero(values < 0):
-            value = stored[int(position)].as_py()
+        for position in _positions(values < 0):
+            value = stored[position].as_py()
             errors.setdefault(
                 int(position), f"label {value!r} is outside the {len(spec.classes)} classes"
             )
@@ -95,7 +95,7 @@ def encode_labels(spec: LabelSpec, batch: pa.RecordBatch) -> tuple[Encoded, pa.A
 
 
 def plain_labels(values: pa.Array) -> pa.Array:
-    """Labels as int64, float64 or string; text of archive members (``b"3\\n"``) is parsed."""
+    r"""Labels as int64, float64 or string; text of archive members (``b"3\\n"``) is parsed."""
     kind = values.type
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         texts = [
@@ -257,10 +257,10 @@ def _tensors(
         return _raw_bytes(values, layout, spec.shape, dtype)
     if isinstance(values, pa.ExtensionArray):
         values = values.storage
-    errors = {int(i): "tensor is null" for i in np.flatnonzero(np.asarray(values.is_null()))}
+    errors = dict.fromkeys(_positions(np.asarray(values.is_null())), "tensor is null")
     lengths = _list_lengths(values)
-    for position in np.flatnonzero(lengths != size):
-        errors.setdefault(int(position), f"tensor has {lengths[position]} values, not {size}")
+    for position in _positions(lengths != size):
+        errors.setdefault(position, f"tensor has {lengths[position]} values, not {size}")
     good = np.ones(len(values), bool)
     good[list(errors)] = False
     flat = values.filter(pa.array(good)) if errors else values
@@ -329,7 +329,8 @@ def _array_of(
         raise ValueError("neither .npy bytes nor a column with a 'dataprune' dtype and shape note")
     if array.size != int(np.prod(shape)) or array.dtype.hasobject:
         raise ValueError(f"{array.size} values, not {int(np.prod(shape))}")
-    return array.reshape(shape)
+    reshaped: Array = array.reshape(shape)
+    return reshaped
 
 
 # Text and tables ---------------------------------------------------------------------------------
@@ -342,7 +343,7 @@ def _vectorizer() -> HashingVectorizer:
         ngram_range=(1, 2),
         norm=None,
         alternate_sign=False,
-        token_pattern=r"(?u)\b\w+\b",
+        token_pattern=r"(?u)\b\w+\b",  # noqa: S106 - a pattern of words
     )
 
 
@@ -380,8 +381,8 @@ def _tabular(spec: FeatureSpec, batch: pa.RecordBatch) -> Encoded:
             continue
         numbers = numeric(values)
         known = ~np.asarray(values.is_null())
-        for position in np.flatnonzero(known & ~np.isfinite(numbers)):
-            errors.setdefault(int(position), f"column {entry.name!r} is not finite")
+        for position in _positions(known & ~np.isfinite(numbers)):
+            errors.setdefault(position, f"column {entry.name!r} is not finite")
         scaled = (np.where(known, numbers, entry.mean) - entry.mean) / entry.std
         parts.append(scaled.astype(np.float32)[:, None])
     rows = np.concatenate(parts, axis=1) if parts else np.zeros((batch.num_rows, 0), np.float32)
@@ -405,10 +406,16 @@ def _one_hot(values: pa.Array) -> npt.NDArray[np.float32]:
     names = [str(v).encode() for v in encoded.dictionary.to_pylist()]
     buckets = np.array([*(1 + zlib.crc32(n) % (CATEGORY_BUCKETS - 1) for n in names), 0])
     codes = encoded.indices.fill_null(len(names)).to_numpy(zero_copy_only=False)
-    return np.eye(CATEGORY_BUCKETS, dtype=np.float32)[buckets[codes]]
+    hot = np.zeros((len(values), CATEGORY_BUCKETS), np.float32)
+    hot[np.arange(len(values)), buckets[codes]] = 1.0
+    return hot
 
 
 # Shared ------------------------------------------------------------------------------------------
+
+
+def _positions(mask: Array) -> list[int]:
+    return [int(position) for position in np.flatnonzero(mask)]
 
 
 def _all_good(values: Array) -> Encoded:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
-from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features.columns import column, top_level
 from dataprune_ray.features.encode import plain_labels, raw_layout, stored_shape
@@ -22,6 +22,11 @@ from dataprune_ray.features.spec import (
     Modality,
     TabularColumn,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from dataprune_ray.config import CorpusConfig
 
 LABEL_NAMES = ("label", "labels", "target", "class", "cls", "json.label", "fine_label", "y")
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gif", "tif", "tiff")
@@ -202,8 +207,9 @@ def _kind_of_bytes(name: str, values: pa.Array) -> str:
         return "other"
 
 
-def _load_array(payload: bytes) -> np.ndarray:  # type: ignore[type-arg]
-    return np.load(io.BytesIO(payload), allow_pickle=False)  # type: ignore[no-any-return]
+def _load_array(payload: bytes) -> npt.NDArray[Any]:
+    array: npt.NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
+    return array
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:

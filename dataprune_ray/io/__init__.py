@@ -6,13 +6,17 @@ fragments.
 
 from __future__ import annotations
 
-from dataprune_ray.config import CorpusConfig
+from typing import TYPE_CHECKING
+
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io import parquet, webdataset
 from dataprune_ray.io.corpus import Corpus, Reader, plan_fragments
 from dataprune_ray.io.filesystems import list_files, redact
 from dataprune_ray.io.parquet import ParquetReader
 from dataprune_ray.io.webdataset import WebDatasetReader
+
+if TYPE_CHECKING:
+    from dataprune_ray.config import CorpusConfig
 
 #: What reading a broken file of any format raises.
 READ_ERRORS = (*parquet.READ_ERRORS, *webdataset.READ_ERRORS)
@@ -42,7 +46,7 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         BadDataError: not one file can be read.
     """
     files = list_files(config.input)
-    name = config.format
+    name: str = config.format
     if name == "auto":
         counts = {n: sum(f.path.endswith(r.suffixes) for f in files) for n, r in READERS.items()}
         present = [n for n, count in counts.items() if count]

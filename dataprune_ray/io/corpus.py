@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import pyarrow as pa
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
-from dataprune_ray.io.filesystems import FileInfo
+    import pyarrow as pa
+
+    from dataprune_ray.io.filesystems import FileInfo
 
 #: Metadata key of a batch under which a reader notes the columns that it has seen.
 MEMBERS = b"members"
@@ -99,14 +101,15 @@ class Corpus:
 
 
 class Reader(Protocol):
-    """A storage format.
+    """A storage format; its own key, where it has one, identifies a row within its file."""
 
-    ``suffixes`` are the file name endings it recognises; ``key_column`` names the column that
-    identifies a row within its file where the format itself has one.
-    """
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Endings of the file names that belong to it."""
 
-    suffixes: tuple[str, ...]
-    key_column: str | None
+    @property
+    def key_column(self) -> str | None:
+        """Column of the format's own row key."""
 
     def inspect(self, root: str, files: Sequence[FileInfo]) -> tuple[pa.Schema, list[SourceFile]]:
         """Schema of the stored rows, and each file with its row groups or its error.
@@ -128,7 +131,7 @@ class Reader(Protocol):
         """
 
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
-        """The smallest readable part of a span that holds rows ``first`` to ``last`` of its file."""
+        """The smallest readable part of a span with rows ``first`` to ``last`` of its file."""
 
 
 def plan_fragments(files: Sequence[SourceFile], target_rows: int) -> tuple[Fragment, ...]:

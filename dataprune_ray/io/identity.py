@@ -25,7 +25,7 @@ def file_seed(file: str) -> int:
 
 
 def position_hashes(file: str, start: int, rows: int) -> npt.NDArray[np.uint64]:
-    """Identities of ``rows`` consecutive rows of ``file`` from position ``start``: uint64 (rows,)."""
+    """Identities of ``rows`` rows of ``file`` from position ``start``: uint64 (rows,)."""
     positions = np.arange(start, start + rows, dtype=np.uint64)
     return seeded_hash(positions, file_seed(file))
 

@@ -10,14 +10,17 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
+from typing import TYPE_CHECKING, Literal
 
 import pyarrow as pa
 
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import MEMBERS, SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
 
 KEY = "__key__"
 MAX_MEMBER_BYTES = 1 << 30
@@ -94,7 +97,9 @@ def _samples(path: str, members: set[str], wanted: set[str] | None = None) -> It
     sample: Sample = {}
     seen: set[str] = set()  # of the sample's extensions, wanted or not
     with open_input(path) as opened:
-        mode = "r|gz" if path.partition("?")[0].endswith(("gz", "tgz")) else "r|"
+        mode: Literal["r|", "r|gz"] = (
+            "r|gz" if path.partition("?")[0].endswith(("gz", "tgz")) else "r|"
+        )
         with tarfile.open(fileobj=opened, mode=mode) as archive:
             for member in archive:
                 if not member.isfile():

@@ -7,11 +7,14 @@ On noisy labels the hard end holds the mislabelled rows.
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
-from torch import Tensor
 from torch.nn import functional
 
 from dataprune_ray.metrics.base import Metric, ModelOutputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def per_model_loss(outputs: ModelOutputs) -> Tensor:
@@ -39,7 +42,7 @@ def _loss(outputs: ModelOutputs) -> Tensor:
 
 
 def _el2n(outputs: ModelOutputs) -> Tensor:
-    return residuals(outputs).norm(dim=-1).mean(dim=0)
+    return torch.linalg.vector_norm(residuals(outputs), dim=-1).mean(dim=0)
 
 
 def _margin(outputs: ModelOutputs) -> Tensor:

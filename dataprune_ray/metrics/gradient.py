@@ -26,7 +26,7 @@ def _grad_norm(outputs: ModelOutputs) -> Tensor:
     norms = []
     for residual, features in zip(residuals(outputs), outputs.features, strict=True):
         squared = features.square().sum(dim=-1) + bias  # (B,)
-        norms.append(residual.norm(dim=-1) * squared.sqrt())
+        norms.append(torch.linalg.vector_norm(residual, dim=-1) * squared.sqrt())
     return torch.stack(norms).mean(dim=0)
 
 
@@ -54,8 +54,10 @@ def _sample_norms(model: nn.Module, inputs: Tensor, labels: Tensor, *, regressio
     gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=_CHUNK)(
         parameters, inputs, labels
     )
-    squares = [g.flatten(1).square().sum(dim=1) for g in gradients.values()]
-    return torch.stack(squares).sum(dim=0).sqrt()
+    total = torch.zeros(len(inputs), device=inputs.device)
+    for gradient in gradients.values():
+        total += gradient.flatten(1).square().sum(dim=1)
+    return total.sqrt()
 
 
 def _loss_grad(outputs: ModelOutputs) -> Tensor:

@@ -1,0 +1,85 @@
+"""Joining or starting Ray, and sizing pools by what the cluster has."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ray
+
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.scoring import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dataprune_ray.config import ScoreConfig
+
+_LOCAL_STORE_BYTES = 512 << 20
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What Ray has to offer: ``where`` says in words whose Ray it is."""
+
+    cpus: float
+    gpus: float
+    where: str
+
+
+@contextmanager
+def cluster(address: str | None) -> Iterator[Cluster]:
+    """Ray for the length of a run: one already joined, the one asked for, or a local one.
+
+    A Ray that was not started here is left running.
+
+    Raises:
+        ConfigError: no cluster answers at ``address``.
+    """
+    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    started = False
+    where = "a Ray that was already running"
+    if not ray.is_initialized():
+        address = address or os.environ.get("RAY_ADDRESS")
+        where = f"the cluster at {address}" if address else "this machine"
+        try:
+            ray.init(
+                address=address,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                **(
+                    {}
+                    if address
+                    else {"object_store_memory": _LOCAL_STORE_BYTES, "include_dashboard": False}
+                ),
+            )
+        except ConnectionError as error:
+            raise ConfigError("address", address, f"no cluster answers there: {error}") from None
+        started = True
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    try:
+        found = ray.cluster_resources()
+        yield Cluster(found.get("CPU", 1.0), found.get("GPU", 0.0), where)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def pool_of(config: ScoreConfig, found: Cluster) -> Pool:
+    """Actors and their resources: one CPU each, with one left for everything else.
+
+    On one or two CPUs an actor asks for half of one, because the engine's own tasks need a share.
+    """
+    if config.num_gpus:
+        most = int(found.gpus / config.num_gpus) or 1
+        return Pool(config.actors or most, 1.0 if found.cpus > found.gpus else 0.5, config.num_gpus)
+    if found.cpus <= 2:  # noqa: PLR2004
+        actors = config.actors or max(1, int(found.cpus))
+        return Pool(actors, 0.5 * max(1, int(found.cpus)) / max(actors, int(found.cpus)), 0.0)
+    actors = config.actors or int(found.cpus) - 1
+    return Pool(actors, min(1.0, (found.cpus - 1) / actors), 0.0)

@@ -1,0 +1,158 @@
+"""The output directory: whose it is, whether it is finished, and what may be removed from it.
+
+``run.json`` is written first and says which settings and which corpus the directory belongs to;
+``manifest.json`` is written last, and its presence means that the run is complete. Files in
+between are committed one by one under deterministic names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.io.filesystems import (
+    TEMPORARY_PREFIX,
+    exists,
+    join,
+    read_bytes,
+    redact,
+    remove_empty_folders,
+    remove_file,
+    resolve,
+    write_bytes,
+)
+
+RUN_FILE = "run.json"
+MANIFEST = "manifest.json"
+REPORT = "report.html"
+FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy")
+_OURS = re.compile(
+    r"(data/part-\d{5,}\.parquet"
+    r"|(scores|decisions|quarantine)/\d{6,}-[0-9a-f]{12}\.parquet"
+    r"|scores/_(fit|plan)\.json"
+    r"|proxy/seed-\d+\.safetensors(\.json)?"
+    r"|run\.json|manifest\.json|report\.html)"
+)
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output directory that belongs to this run; ``finished`` is its manifest, if complete."""
+
+    root: str
+    finished: dict[str, Any] | None = None
+    resumed: bool = False
+
+    def path(self, *names: str) -> str:
+        """Path of a file in it."""
+        return join(self.root, *names)
+
+
+def claim(
+    root: str,
+    settings: dict[str, Any],
+    inputs: str,
+    *,
+    overwrite: bool,
+    resume: bool,
+    keep_scores: bool = False,
+) -> Output:
+    """Make an output directory this run's own, or recognise it as that of the same run.
+
+    Args:
+        root: the directory.
+        settings: the settings that decide the result, by flat name.
+        inputs: fingerprint of the corpus's files.
+        overwrite: remove an earlier run's files first.
+        resume: continue an unfinished run of the same settings.
+        keep_scores: leave an earlier run's score table where ``overwrite`` removes the rest.
+
+    Raises:
+        ConfigError: the directory holds something else, or a run of other settings.
+    """
+    run = {"settings": settings, "inputs": inputs}
+    if overwrite:
+        remove_run(root, keep_scores=keep_scores)
+    if exists(join(root, RUN_FILE)):
+        earlier = json.loads(read_bytes(join(root, RUN_FILE)))
+        _refuse_difference(root, earlier, run)
+        if exists(join(root, MANIFEST)):
+            return Output(root, json.loads(read_bytes(join(root, MANIFEST))))
+        if not resume:
+            raise ConfigError("resume", False, f"{redact(root)} holds an unfinished run")
+        return Output(root, resumed=True)
+    strangers = _entries(root) - ({"scores", "proxy"} if keep_scores else set())
+    if strangers:
+        raise ConfigError(
+            "output", redact(root), f"is not empty and not a run's output: {sorted(strangers)[:3]}"
+        )
+    write_bytes(join(root, RUN_FILE), (json.dumps(run, indent=2, sort_keys=True) + "\n").encode())
+    return Output(root)
+
+
+def _refuse_difference(root: str, earlier: dict[str, Any], run: dict[str, Any]) -> None:
+    before, now = earlier["settings"], run["settings"]
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise ConfigError(
+                name,
+                now.get(name),
+                f"{redact(root)} was made with {before.get(name)!r}; "
+                "choose another --output or pass --overwrite",
+            )
+    if earlier["inputs"] != run["inputs"]:
+        raise ConfigError(
+            "input",
+            now.get("input"),
+            f"its files changed since {redact(root)} was made; "
+            "choose another --output or pass --overwrite",
+        )
+
+
+def remove_run(root: str, *, keep_scores: bool = False) -> None:
+    """Delete the files that a run writes, and nothing else; the manifest goes first.
+
+    Raises:
+        ConfigError: the directory is not a run's output.
+    """
+    entries = _entries(root)
+    if entries and RUN_FILE not in entries:
+        raise ConfigError(
+            "output", redact(root), "is not a run's output (no run.json), so nothing is removed"
+        )
+    remove_file(join(root, MANIFEST))
+    kept = ("scores/", "proxy/") if keep_scores else ()
+    files = [name for name in _files(root) if _OURS.fullmatch(name) and not name.startswith(kept)]
+    for name in sorted(files, key=lambda name: name == RUN_FILE):
+        remove_file(join(root, name))
+    for name in _files(root):
+        if name.rpartition("/")[2].startswith(TEMPORARY_PREFIX):
+            remove_file(join(root, name))
+    remove_empty_folders(root, [name for name in FOLDERS if f"{name}/" not in kept])
+
+
+def remove_leftovers(root: str, folders: tuple[str, ...]) -> None:
+    """Delete unfinished files of a killed run below the named sub-folders."""
+    for name in _files(root):
+        folder, _, base = name.rpartition("/")
+        if folder in folders and base.startswith(TEMPORARY_PREFIX):
+            remove_file(join(root, name))
+
+
+def _entries(root: str) -> set[str]:
+    filesystem, inner = resolve(root)
+    found = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    return {entry.base_name for entry in found}
+
+
+def _files(root: str) -> list[str]:
+    filesystem, inner = resolve(root)
+    selector = pafs.FileSelector(inner, allow_not_found=True, recursive=True)
+    prefix = inner.rstrip("/") + "/"
+    found = filesystem.get_file_info(selector)
+    return [e.path.removeprefix(prefix) for e in found if e.type == pafs.FileType.File]

@@ -1,0 +1,255 @@
+"""What a finished run says of itself: a manifest for machines, a report's numbers for people."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import platform
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dataprune_ray import __version__, schema
+from dataprune_ray.cutoff import KeepRule, Population, extremes, histogram
+from dataprune_ray.io.filesystems import join, list_names, open_input, redact
+from dataprune_ray.report import BadRow, ClassCount, Gallery, ReportData, ScoreHistogram
+
+if TYPE_CHECKING:
+    from dataprune_ray.config import PruneConfig
+    from dataprune_ray.io.corpus import Corpus
+    from dataprune_ray.training import TrainResult
+    from dataprune_ray.understanding import Understanding
+    from dataprune_ray.writing import Decided, Written
+
+_LIBRARIES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
+_BINS = 60
+_SHOWN_EXAMPLES = 3
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything that a finished run knows."""
+
+    config: PruneConfig
+    command: str
+    corpus: Corpus
+    understanding: Understanding
+    rule: KeepRule
+    decided: Decided
+    written: tuple[Written, ...]
+    proxies: tuple[TrainResult, ...]
+    reused: int
+    seconds: dict[str, float]
+    warnings: tuple[str, ...]
+    output: str
+    scores: str
+
+    @property
+    def scorable(self) -> int:
+        """Rows that could be scored."""
+        return self.decided.rows - self.decided.bad
+
+    @property
+    def achieved(self) -> float:
+        """Fraction kept of the scorable rows; 0 where there are none."""
+        return self.decided.kept / self.scorable if self.scorable else 0.0
+
+    @property
+    def overridden(self) -> bool:
+        """Whether the user turned the metric's own polarity around."""
+        polarity = self.understanding.metrics[0].polarity
+        return self.rule.end is not None and polarity not in ("none", self.rule.end)
+
+
+def manifest(outcome: Outcome) -> dict[str, Any]:
+    """The manifest, JSON-ready: counts, rule, inputs, outputs, settings, versions, seconds."""
+    decided, understanding = outcome.decided, outcome.understanding
+    return {
+        "format_version": 1,
+        "rows": {
+            "in": decided.rows,
+            "kept": decided.kept,
+            "dropped": outcome.scorable - decided.kept,
+            "quarantined": decided.bad,
+            "scores_reused": outcome.reused,
+        },
+        "keep": {
+            "requested": requested_keep(outcome),
+            "achieved": outcome.achieved,
+        },
+        "classes": [
+            {"name": c.name, "kept": c.kept, "dropped": c.dropped, "quarantined": c.quarantined}
+            for c in class_counts(outcome)
+        ],
+        "metric": understanding.metrics[0].name,
+        "metrics": [metric.name for metric in understanding.metrics],
+        "strategy": understanding.strategy.name,
+        "keep_end": outcome.rule.end,
+        "keep_end_overridden": outcome.overridden,
+        "rule": outcome.rule.to_json(),
+        "reasons": dict(sorted(decided.reasons.items())),
+        "bad_rows": dict(decided.errors.most_common()),
+        "content_hash": decided.content_hash,
+        "recognised": list(understanding.notes),
+        "model": {
+            "name": understanding.model.name,
+            "checkpoints": [redact(path) for path in outcome.config.model.checkpoint],
+            "proxies": [asdict(proxy) for proxy in outcome.proxies],
+        },
+        "inputs": [
+            {"path": f.path, "size": f.size, "rows": f.rows, "version": f.version, "error": f.error}
+            for f in outcome.corpus.files
+        ],
+        "outputs": [asdict(part) for part in outcome.written],
+        "scores": redact(outcome.scores),
+        "settings": _redacted(outcome.config.flat()),
+        "warnings": list(outcome.warnings),
+        "versions": versions(),
+        "seconds": {name: round(value, 3) for name, value in outcome.seconds.items()},
+        "command": outcome.command,
+        "output": redact(outcome.output),
+    }
+
+
+def to_bytes(content: dict[str, Any]) -> bytes:
+    """The manifest as it is stored: readable, strict JSON."""
+    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the libraries that a result can depend on."""
+    found = {"dataprune-ray": __version__, "python": platform.python_version()}
+    return found | {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def requested_keep(outcome: Outcome) -> float | None:
+    """The fraction that was asked for; None where the strategy does not take one."""
+    return outcome.config.select.keep if outcome.understanding.strategy.uses_keep else None
+
+
+def class_counts(outcome: Outcome) -> tuple[ClassCount, ...]:
+    """Rows of each class in class order; empty for regression and unlabelled corpora."""
+    label, decided = outcome.understanding.label, outcome.decided
+    if label.column is None or label.task == "regression":
+        return ()
+    names = dict(zip(label.classes, label.names or label.classes, strict=False))
+    bad_only = [name for name in sorted(decided.bad_by_class) if name and name not in names]
+    counts = []
+    for value in [*label.classes, *bad_only]:
+        parts = (decided.kept_by_class, decided.dropped_by_class, decided.bad_by_class)
+        kept, dropped, bad = (part[value] for part in parts)
+        if kept or dropped or bad:
+            counts.append(ClassCount(names.get(value, value), kept, dropped, bad))
+    return tuple(counts)
+
+
+def score_histogram(outcome: Outcome, table: Population) -> ScoreHistogram:
+    """The deciding metric's distribution over all scored rows."""
+    rule, metric = outcome.rule, outcome.understanding.metrics[0].name
+    found = extremes(table)
+    if found is None:
+        return ScoreHistogram(metric, (0.0, 1.0), (0,), (0,), None, rule.end or "random")
+    low, high = found
+    spread = high - low
+    if not spread or not math.isfinite(spread):
+        spread = abs(low) or 1.0
+        low, high = low - spread / 2, low + spread / 2
+    edges = np.linspace(low, high, _BINS + 1)
+    kept, dropped = histogram(table, edges.tolist(), rule)
+    cutoff = rule.cutoffs.get("") if len(rule.cutoffs) <= 1 else None
+    return ScoreHistogram(
+        metric=metric,
+        edges=tuple(edges.tolist()),
+        kept=tuple(kept.tolist()),
+        dropped=tuple(dropped.tolist()),
+        cutoff=cutoff,
+        kept_end=rule.end or "random",
+        overridden=outcome.overridden,
+    )
+
+
+def report_data(
+    outcome: Outcome,
+    scores: ScoreHistogram,
+    galleries: tuple[Gallery, ...],
+    bad_rows: tuple[BadRow, ...],
+) -> ReportData:
+    """The report's content."""
+    decided, config = outcome.decided, outcome.config
+    return ReportData(
+        title=f"Pruned {redact(config.corpus.input)}",
+        rows_in=decided.rows,
+        rows_kept=decided.kept,
+        rows_dropped=outcome.scorable - decided.kept,
+        rows_quarantined=decided.bad,
+        requested_keep=requested_keep(outcome),
+        bytes_in=outcome.corpus.size,
+        bytes_out=sum(part.bytes for part in outcome.written),
+        sentence=_sentence(outcome),
+        histogram=scores,
+        classes=class_counts(outcome),
+        galleries=galleries,
+        bad_reasons=tuple(decided.errors.most_common()),
+        bad_examples=bad_rows,
+        stages=tuple(outcome.seconds.items()),
+        settings=tuple((k, _shown(v)) for k, v in _redacted(config.flat()).items()),
+        outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
+        warnings=outcome.warnings,
+        command=outcome.command,
+        versions=tuple(versions().items()),
+    )
+
+
+_OUTPUTS = (
+    ("data", "the kept rows, as Parquet"),
+    ("decisions", "every scored row: kept or dropped, and why"),
+    ("scores", "the score table, for any other cut"),
+    ("quarantine", "bad rows and their errors"),
+    ("proxy", "the proxy models' weights, where some were trained"),
+    ("manifest.json", "all of this for machines"),
+)
+
+
+def _sentence(outcome: Outcome) -> str:
+    understanding = outcome.understanding
+    parts = [outcome.rule.explanation]
+    if outcome.proxies:
+        count = len(outcome.proxies)
+        models = "model" if count == 1 else "models"
+        parts.append(
+            f"Scores come from {count} proxy {models} ({understanding.model.name}) trained here."
+        )
+    elif outcome.config.model.checkpoint:
+        parts.append(f"Scores come from {understanding.model.name} with the given checkpoint.")
+    if outcome.reused:
+        parts.append(f"{outcome.reused:,} rows had scores from an earlier run.")
+    if outcome.overridden:
+        parts.append(f"The kept end was set to {outcome.rule.end} by --keep-end.")
+    return " ".join(parts)
+
+
+def bad_examples_of_scores(folder: str) -> list[str]:
+    """The first few bad rows of a score table, as text."""
+    found: list[str] = []
+    for name in list_names(folder, ".parquet"):
+        with open_input(join(folder, name)) as file:
+            columns = [schema.FILE, schema.ROW, schema.ERROR]
+            for batch in pq.ParquetFile(file).iter_batches(columns=columns):
+                for position in np.flatnonzero(batch.column(schema.ERROR).is_valid()):
+                    row = batch.slice(int(position), 1).to_pylist()[0]
+                    place = row["file"] if row["row"] is None else f"{row['file']}:{row['row']}"
+                    found.append(f"{place}: {row['error']}")
+                    if len(found) == _SHOWN_EXAMPLES:
+                        return found
+    return found
+
+
+def _redacted(settings: dict[str, Any]) -> dict[str, Any]:
+    return {k: redact(v) if isinstance(v, str) else v for k, v in settings.items()}
+
+
+def _shown(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

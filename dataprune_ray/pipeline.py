@@ -1,0 +1,353 @@
+"""The jobs' recipes: each function reads top to bottom as what the job does."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from dataprune_ray import galleries, manifest
+from dataprune_ray.cluster import Cluster, cluster, pool_of
+from dataprune_ray.config import PruneConfig, parse_limit
+from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.io import open_corpus
+from dataprune_ray.io.filesystems import exists, write_bytes
+from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, remove_leftovers
+from dataprune_ray.io.webdataset import with_members
+from dataprune_ray.metrics import MetricOptions
+from dataprune_ray.preview import Preview, expect
+from dataprune_ray.progress import Progress
+from dataprune_ray.report import render
+from dataprune_ray.scoring import FragmentCount, ScorePlan, score
+from dataprune_ray.selecting import ScoreTable, select
+from dataprune_ray.strategies import ScoreInfo
+from dataprune_ray.training import TrainPlan, TrainResult, train
+from dataprune_ray.understanding import (
+    Understanding,
+    check_names,
+    complete,
+    restore,
+    save,
+    understand,
+)
+from dataprune_ray.writing import Decided, WritePlan, Written, decide, plan_parts, write_parts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from dataprune_ray.cutoff import KeepRule
+    from dataprune_ray.io.corpus import Corpus
+
+logger = logging.getLogger("dataprune")
+
+#: Scoring GPUs also train the proxy.
+_PROXY_FOLDER = "proxy"
+
+
+@dataclass
+class Journal:
+    """What a run notes about itself: seconds by stage, and warnings."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a stage."""
+        started = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+
+    def warn(self, text: str) -> None:
+        """Say it now, and again in the report and the manifest."""
+        logger.warning("warning: %s", text)
+        self.warnings.append(text)
+
+
+def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
+    """Score a corpus, keep the rows that a strategy selects, write them; the run's manifest.
+
+    Raises:
+        ConfigError: the settings are wrong; said before Ray starts wherever that can be known.
+        BadDataError: more bad rows than allowed; ``data/`` is not written then.
+    """
+    journal = Journal()
+    check_names(config)
+    with journal.stage("list files"):
+        corpus = open_corpus(config.corpus)
+        understanding = understand(config, corpus)
+    for note in understanding.notes:
+        logger.info("%s", note)
+    output = _claim(config, corpus)
+    if output.finished is not None:
+        logger.info("finished already: %s", output.root)
+        return output.finished
+    started = time.perf_counter()
+    with cluster(config.run.address) as found:
+        journal.seconds["start Ray"] = time.perf_counter() - started
+        return _prune_on(config, command, corpus, understanding, output, found, journal)
+
+
+def preview(config: PruneConfig) -> Preview:
+    """Score a sample and say what `prune` would do and cost; nothing is written.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        BadDataError: no row of the sample can be scored.
+    """
+    check_names(config)
+    corpus = open_corpus(config.corpus)
+    understanding = understand(config, corpus)
+    for note in understanding.notes:
+        logger.info("%s", note)
+    with cluster(config.run.address) as found:
+        return expect(config, corpus, complete(understanding), pool_of(config.score, found))
+
+
+def _prune_on(
+    config: PruneConfig,
+    command: str,
+    corpus: Corpus,
+    understanding: Understanding,
+    output: Output,
+    found: Cluster,
+    journal: Journal,
+) -> dict[str, Any]:
+    logger.info("running on %s: %g CPUs, %g GPUs", found.where, found.cpus, found.gpus)
+    with journal.stage("scan labels"):
+        understanding = _completed(config, corpus, understanding)
+    with journal.stage("train proxy"):
+        proxies = _train_proxies(config, understanding, output)
+    with journal.stage("score"):
+        counts, corpus, scores = _score(config, corpus, understanding, proxies, output, found)
+    rows, bad = sum(c.rows for c in counts), sum(c.bad for c in counts)
+    _check_bad_rows(config, output, rows, bad, journal)
+    with journal.stage("select"):
+        table = _score_table(config, understanding, corpus, scores)
+        rule = select(table, config.select, _score_info(understanding))
+    logger.info("%s", rule.explanation)
+    with journal.stage("decide"):
+        plan = _write_plan(config, corpus, understanding, rule, output, scores)
+        decided, kept = _decide(plan, corpus, rows)
+    with journal.stage("write"):
+        written = _write(config, plan, corpus, kept, rows)
+    _warn_of_losses(understanding, decided, journal)
+    with journal.stage("report"):
+        outcome = manifest.Outcome(
+            config=config,
+            command=command,
+            corpus=corpus,
+            understanding=understanding,
+            rule=rule,
+            decided=decided,
+            written=tuple(written),
+            proxies=tuple(proxies),
+            reused=sum(c.rows for c in counts if c.reused),
+            seconds=journal.seconds,
+            warnings=tuple(journal.warnings),
+            output=output.root,
+            scores=scores,
+        )
+        names = [fragment.name for fragment in corpus.fragments]
+        shown = galleries.collect(understanding.rows, output.root, names, rule, plan.metric)
+        bad_rows = galleries.bad_examples(output.root)
+        page = manifest.report_data(
+            outcome, manifest.score_histogram(outcome, table), shown, bad_rows
+        )
+        write_bytes(output.path(REPORT), render(page).encode())
+    remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy"))
+    content = manifest.manifest(outcome)
+    write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
+    return content
+
+
+# Stages ------------------------------------------------------------------------------------------
+
+
+def _claim(config: PruneConfig, corpus: Corpus) -> Output:
+    inside = config.run.scores is not None and config.run.scores.startswith(config.write.output)
+    return claim(
+        config.write.output,
+        config.decisive(),
+        corpus.fingerprint(),
+        overwrite=config.write.overwrite,
+        resume=config.write.resume,
+        keep_scores=inside,
+    )
+
+
+def _completed(config: PruneConfig, corpus: Corpus, understanding: Understanding) -> Understanding:
+    if config.run.scores is not None:
+        return restore(understanding, corpus, config.run.scores)
+    return complete(understanding)
+
+
+def _train_proxies(
+    config: PruneConfig, understanding: Understanding, output: Output
+) -> list[TrainResult]:
+    """Train the models that judge the rows, where none were given and some metric needs one."""
+    model = config.model
+    if model.checkpoint or config.run.scores is not None or not understanding.needs_model:
+        return []
+    if understanding.label.column is None:
+        raise ConfigError(
+            "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
+        )
+    plans = [
+        TrainPlan(
+            rows=understanding.rows.sampled(model.proxy_fraction),
+            model=understanding.model,
+            checkpoint=output.path(_PROXY_FOLDER, f"seed-{seed}.safetensors"),
+            seed=config.select.seed + seed,
+            epochs=model.proxy_epochs,
+            batch_size=model.proxy_batch_size,
+            learning_rate=model.proxy_learning_rate,
+            memory_bytes=model.proxy_memory_mb << 20,
+            workers=model.proxy_workers,
+            num_gpus=config.score.num_gpus,
+        )
+        for seed in range(model.proxy_seeds)
+    ]
+    logger.info("training %d proxy models (%s)", len(plans), understanding.model.name)
+    return train(plans, _say_trained)
+
+
+def _say_trained(result: TrainResult) -> None:
+    accuracy = "" if result.accuracy is None else f", accuracy {100 * result.accuracy:.1f} %"
+    reused = " (from an earlier run)" if result.reused else ""
+    logger.info(
+        "proxy seed %d: %s of %s rows, %s updates, loss %.4g%s, %.1f s%s",
+        result.seed,
+        f"{result.rows:,}",
+        f"{result.rows_available:,}",
+        f"{result.updates:,}",
+        result.loss,
+        accuracy,
+        result.seconds,
+        reused,
+    )
+
+
+def _score(
+    config: PruneConfig,
+    corpus: Corpus,
+    understanding: Understanding,
+    proxies: list[TrainResult],
+    output: Output,
+    found: Cluster,
+) -> tuple[list[FragmentCount], Corpus, str]:
+    """The score table: its counts, the corpus with all its columns, and where the table lies."""
+    folder = config.run.scores or output.path("scores")
+    plan = ScorePlan(
+        rows=understanding.rows,
+        model=understanding.model,
+        checkpoints=config.model.checkpoint or tuple(proxy.checkpoint for proxy in proxies),
+        metrics=tuple(metric.name for metric in understanding.metrics),
+        options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
+        folder=folder,
+        batch_size=config.score.batch_size,
+        precision=config.score.precision,
+        use_gpu=config.score.num_gpus > 0,
+    )
+    if config.run.scores is not None:
+        for fragment in corpus.fragments:
+            if not exists(plan.path(fragment)):
+                raise ConfigError("scores", folder, f"has no scores of fragment {fragment.name}")
+    progress = Progress("scoring", "rows", corpus.rows)
+    counts = score(
+        plan,
+        pool_of(config.score, found),
+        lambda count: progress.add(count.rows, reused=count.reused),
+    )
+    if config.run.scores is None:
+        save(understanding, corpus, folder)
+    members = {name for count in counts for name in count.members}
+    if corpus.format == "webdataset":
+        corpus = replace(corpus, schema=with_members(corpus.schema, members))
+    return counts, corpus, folder
+
+
+def _check_bad_rows(
+    config: PruneConfig, output: Output, rows: int, bad: int, journal: Journal
+) -> None:
+    value, is_share = parse_limit(config.score.max_bad_rows)
+    limit = value * rows if is_share else value
+    if bad > limit:
+        examples = manifest.bad_examples_of_scores(output.path("scores"))
+        raise BadDataError(
+            f"{bad:,} of {rows:,} rows are bad, --max-bad-rows {config.score.max_bad_rows} allows "
+            f"{limit:,.0f}; nothing was written to data/. First: {'; '.join(examples)}"
+        )
+    if bad:
+        journal.warn(f"{bad:,} of {rows:,} rows are bad and quarantined")
+
+
+def _score_table(
+    config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str
+) -> ScoreTable:
+    grouped = understanding.strategy.needs_labels
+    return ScoreTable(
+        paths=[f"{scores}/{fragment.name}.parquet" for fragment in corpus.fragments],
+        metric=understanding.metrics[0].name,
+        group_column="label" if grouped else None,
+        groups=understanding.label.classes if grouped else ("",),
+        seed=config.select.seed,
+    )
+
+
+def _score_info(understanding: Understanding) -> ScoreInfo:
+    metric = understanding.metrics[0]
+    return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high)
+
+
+def _write_plan(
+    config: PruneConfig,
+    corpus: Corpus,
+    understanding: Understanding,
+    rule: KeepRule,
+    output: Output,
+    scores: str,
+) -> WritePlan:
+    return WritePlan(
+        root=corpus.root,
+        format=corpus.format,
+        schema=corpus.schema,
+        output=output.root,
+        scores=scores,
+        metric=understanding.metrics[0].name,
+        rule=rule,
+        grouped=understanding.strategy.needs_labels,
+        seed=config.select.seed,
+        label_type=understanding.label.type,
+    )
+
+
+def _decide(plan: WritePlan, corpus: Corpus, rows: int) -> tuple[Decided, list[int]]:
+    progress = Progress("deciding", "rows", rows)
+    return decide(plan, corpus.fragments, lambda counts: progress.add(counts.rows))
+
+
+def _write(
+    config: PruneConfig, plan: WritePlan, corpus: Corpus, kept: list[int], rows: int
+) -> list[Written]:
+    per_row = max(1, corpus.size // max(rows, 1))
+    target = config.write.part_rows or max(1, config.write.part_bytes // per_row)
+    parts = plan_parts(corpus.fragments, kept, target)
+    progress = Progress("writing", "rows", sum(kept))
+    return write_parts(plan, corpus, parts, lambda part: progress.add(part.rows))
+
+
+def _warn_of_losses(understanding: Understanding, decided: Decided, journal: Journal) -> None:
+    if not decided.kept:
+        journal.warn("no row is kept: data/ holds one empty part")
+        return
+    if understanding.label.task != "classification":
+        return
+    lost = sorted(set(decided.dropped_by_class) - set(decided.kept_by_class))
+    if lost:
+        shown = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")  # noqa: PLR2004
+        journal.warn(
+            f"no row of class {shown} is kept; --strategy class_balanced keeps every class"
+        )

@@ -1,0 +1,160 @@
+"""From settings and a corpus to what every later stage is told: features, label, model, metrics."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+
+from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
+from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.filesystems import exists, join, read_bytes, write_bytes
+from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.metrics import Metric, check_metrics, get_metric
+from dataprune_ray.models import ModelSpec, resolve_spec
+from dataprune_ray.scanning import needs_scan, scan
+from dataprune_ray.strategies import Strategy, get_strategy
+
+if TYPE_CHECKING:
+    from dataprune_ray.config import PruneConfig
+    from dataprune_ray.io.corpus import Corpus
+
+_SAMPLE_ROWS = 256
+_PLAN_FILE = "_plan.json"  # hidden from Parquet readers by its name
+
+
+@dataclass(frozen=True)
+class Understanding:
+    """What a run knows of its corpus; ``notes`` say what was recognised."""
+
+    rows: RowPlan
+    model: ModelSpec
+    metrics: tuple[Metric, ...]
+    strategy: Strategy
+    notes: tuple[str, ...]
+
+    @property
+    def label(self) -> LabelSpec:
+        """The label."""
+        return self.model.label
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether any metric looks at a model's outputs."""
+        return any(metric.needs for metric in self.metrics)
+
+
+def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
+    """Look up everything that a name in the settings refers to.
+
+    Raises:
+        ConfigError: an unknown name, a missing file, or no input or output.
+    """
+    if not config.corpus.input:
+        raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
+    if not config.write.output and not config.run.dry_run:
+        raise ConfigError("output", "", "name a directory for the result")
+    metrics = tuple(get_metric(name) for name in dict.fromkeys(config.score.metric))
+    strategy = get_strategy(config.select.strategy)
+    for path in config.model.checkpoint:
+        if not exists(path):
+            raise ConfigError("checkpoint", path, "no such file")
+    return metrics, strategy
+
+
+def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
+    """Recognise features, label and model from the schema and first rows; Ray is not needed.
+
+    Raises:
+        ConfigError: the settings do not fit the corpus.
+    """
+    metrics, strategy = check_names(config)
+    found = recognise(config.corpus, corpus.schema, first_rows(corpus))
+    label = found.label
+    check_metrics(metrics, labelled=label.column is not None, regression=label.task == "regression")
+    if strategy.needs_labels and (label.column is None or label.task == "regression"):
+        raise ConfigError("strategy", strategy.name, "needs a class label; name one with --label")
+    model = resolve_spec(config.model, config.corpus, found.features, label)
+    seed = config.select.seed
+    rows = RowPlan.of(corpus, model.features, label, config.corpus.id_column, seed)
+    notes = (*found.notes, f"model {model.name}")
+    return Understanding(rows, model, metrics, strategy, notes)
+
+
+def first_rows(corpus: Corpus) -> pa.RecordBatch:
+    """A few rows of the first file that can be read; an empty batch where there are none.
+
+    Raises:
+        BadDataError: no file can be read.
+    """
+    problem: Exception | None = None
+    for fragment in corpus.fragments:
+        for span in fragment.spans:
+            if span.error is not None:
+                continue
+            try:
+                reader = get_reader(corpus.format)
+                for batch in reader.read(corpus.root, span, None, _SAMPLE_ROWS):
+                    return batch
+            except READ_ERRORS as error:
+                problem = error
+    if problem is not None:
+        raise BadDataError(f"input={corpus.root!r}: no file can be read: {problem}")
+    return pa.RecordBatch.from_pylist([], schema=corpus.schema)
+
+
+def complete(understanding: Understanding) -> Understanding:
+    """Fill in what only the whole corpus tells (classes, moments), by a pass of Ray tasks."""
+    rows = understanding.rows
+    if not needs_scan(rows.features, rows.label):
+        return understanding
+    features, label = scan(rows)
+    return replace(
+        understanding,
+        rows=replace(rows, features=features, label=label),
+        model=replace(understanding.model, features=features, label=label),
+    )
+
+
+def save(understanding: Understanding, corpus: Corpus, folder: str) -> None:
+    """Leave beside a score table what it takes to cut it again."""
+    content = {
+        "corpus": corpus.fingerprint(),
+        "id_column": understanding.rows.id_column,
+        "features": asdict(understanding.rows.features),
+        "label": asdict(understanding.rows.label),
+        "metrics": [metric.name for metric in understanding.metrics],
+    }
+    write_bytes(join(folder, _PLAN_FILE), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Understanding:
+    """What was saved beside an earlier run's score table.
+
+    Raises:
+        ConfigError: the table is not there, belongs to another corpus or lacks a metric.
+    """
+    path = join(folder, _PLAN_FILE)
+    if not exists(path):
+        raise ConfigError("scores", folder, "is not a score table of an earlier run")
+    saved: dict[str, Any] = json.loads(read_bytes(path))
+    if saved["corpus"] != corpus.fingerprint():
+        raise ConfigError("scores", folder, "belongs to another corpus or its files changed since")
+    if saved["id_column"] != understanding.rows.id_column:
+        raise ConfigError("id_column", understanding.rows.id_column, f"was {saved['id_column']!r}")
+    for metric in understanding.metrics:
+        if metric.name not in saved["metrics"]:
+            raise ConfigError(
+                "metric", metric.name, f"{folder} holds {', '.join(saved['metrics'])}"
+            )
+    features = TypeAdapter(FeatureSpec).validate_python(saved["features"])
+    label = TypeAdapter(LabelSpec).validate_python(saved["label"])
+    return replace(
+        understanding,
+        rows=replace(understanding.rows, features=features, label=label),
+        model=replace(understanding.model, features=features, label=label),
+    )

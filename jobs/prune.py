@@ -1,0 +1,55 @@
+"""Score a training corpus, keep the rows that matter, write them as Parquet with a report.
+
+Without arguments the digits that scikit-learn ships are pruned on this machine.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from dataprune_ray import cli, summary
+from dataprune_ray.config import PruneConfig
+from dataprune_ray.corpora import make_digits
+from dataprune_ray.pipeline import preview, prune
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+DIGITS = "corpus/digits"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the job and return the process's exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = shlex.join(["python", "jobs/prune.py", *arguments])
+    as_json = "--json" in arguments
+
+    def body() -> Mapping[str, Any]:
+        config, _ = cli.parse(PruneConfig, arguments, str(__doc__), {})
+        if not config.corpus.input:
+            config = config.replace(input=str(make_digits(DIGITS)))
+        if not config.write.output and not config.run.dry_run:
+            config = config.replace(output=default_output(config.corpus.input))
+        if config.run.dry_run:
+            expected = preview(config)
+            print(expected.text())  # noqa: T201
+            return expected.to_json()
+        manifest = prune(config, command)
+        print(summary.text(manifest))  # noqa: T201
+        return summary.for_scheduler(manifest)
+
+    return cli.run(body, as_json=lambda: as_json)
+
+
+def default_output(source: str) -> str:
+    """``pruned/NAME`` in this folder; a split's folder is named after its corpus."""
+    path = PurePosixPath(source)
+    name = path.parent.name if path.name in ("train", "test", "data") else path.stem
+    return f"pruned/{name or 'corpus'}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
