@@ -10,10 +10,9 @@ import itertools
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dataprune_ray.corpora.arrays import open_arrays
 from dataprune_ray.corpora.config import MakeCorpusConfig
@@ -21,11 +20,15 @@ from dataprune_ray.corpora.digits import open_digits
 from dataprune_ray.corpora.folder import open_folder
 from dataprune_ray.corpora.output import CorpusFolder, claim, find_finished
 from dataprune_ray.corpora.rows import Numbering, group_batches, group_samples
-from dataprune_ray.corpora.source import Source
 from dataprune_ray.corpora.table import open_table
 from dataprune_ray.corpora.torchvision_sets import open_torchvision
 from dataprune_ray.errors import BadDataError, ConfigError, DataPruneError, UnknownNameError
-from dataprune_ray.io.shards import ID, LABEL, ShardSpec, ShardWriter, get_shard_writer
+from dataprune_ray.io.shards import ID, ShardSpec, ShardWriter, get_shard_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from dataprune_ray.corpora.source import Source
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def make_corpus(config: MakeCorpusConfig) -> MadeCorpus:
         folder.abandon()
         raise
     features = source.schema.names if source.schema is not None else [column]
-    label = config.noise.label if source.kind == "table" else LABEL
+    label = config.noise.label if source.kind == "table" else writer.label
     about = {
         "source": config.data.source,
         "kind": source.kind,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pyarrow as pa
-
-from dataprune_ray.corpora.config import SourceConfig
 from dataprune_ray.errors import ConfigError
-from dataprune_ray.io.shards import Sample
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    import pyarrow as pa
+
+    from dataprune_ray.corpora.config import SourceConfig
+    from dataprune_ray.io.shards import Sample
 
 
 @dataclass(frozen=True)

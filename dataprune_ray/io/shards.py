@@ -7,7 +7,7 @@ file under its final name is whole. Use these to make a corpus; pruning copies r
 layout     file    one row
 ========== ======= ===============================================================================
 image      Parquet ``img: struct<bytes: binary, path: string>``, the file bytes or a lossless PNG
-tensor     Parquet ``img`` or ``x``: Arrow fixed-shape tensor
+tensor     Parquet ``img`` or ``x``: Arrow fixed-shape tensor, which ``datasets`` cannot read
 raw        Parquet ``img`` or ``x``: binary, the array in C order; dtype and shape in its metadata
 webdataset tar     ``KEY.png`` (or the file's own ending), ``KEY.cls``, ``KEY.json`` with the id
 table      Parquet the source's own columns
@@ -24,10 +24,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,9 +36,15 @@ from PIL import Image
 
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
 LABEL = "label"
 ID = "id"
 CLEAN_LABEL = "clean_label"
+
+#: Endings that WebDataset should see as one, since an ending is a column there.
+_SAME_ENDING = {".jpeg": ".jpg", ".jpe": ".jpg", ".jfif": ".jpg", ".tiff": ".tif"}
 
 Array = npt.NDArray[Any]
 
@@ -75,6 +80,8 @@ class ShardWriter(Protocol):
     """Writes whole shards; one writer sees all shards of a corpus, so it can check shapes."""
 
     suffix: str
+    #: Column in which a reader of the corpus finds the labels of samples.
+    label: str
 
     def write_shard(self, path: Path, batches: Iterable[Any]) -> None:
         """Write one file from the batches of one shard; the file appears only when whole."""
@@ -82,7 +89,10 @@ class ShardWriter(Protocol):
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name only when it is complete and on disk."""
+    """A file that gets its name only when it is whole and on disk.
+
+    The temporary name is a fixed one, so what a killed run leaves behind can be found and removed.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -147,6 +157,7 @@ class ParquetWriter:
     """Parquet shards; a subclass turns its batches into record batches, one per row group."""
 
     suffix = ".parquet"
+    label = LABEL
     compression: Any = "zstd"
     #: Columns whose values rarely repeat: no dictionary, no statistics.
     bulky: tuple[str, ...] = ()
@@ -307,6 +318,7 @@ class TarWriter:
     """WebDataset tars; keys are row ids, so no source's file name reaches a member's name."""
 
     suffix = ".tar"
+    label = "cls"
 
     def __init__(self, spec: ShardSpec) -> None:
         self.spec = spec
@@ -325,14 +337,15 @@ class TarWriter:
                     suffix, content = _member(sample)
                     key = f"{identity:09d}"
                     _add(tar, f"{key}{suffix}", content)
-                    _add(tar, f"{key}.cls", str(label).encode())
+                    _add(tar, f"{key}.{self.label}", str(label).encode())
                     _add(tar, f"{key}.json", json.dumps(about).encode())
 
 
 def _member(sample: Sample) -> tuple[str, bytes]:
     if not isinstance(sample.content, bytes):
         return ".png", encode_png(sample.content)
-    return PurePosixPath(sample.path or "").suffix.lower() or ".png", sample.content
+    suffix = PurePosixPath(sample.path or "").suffix.lower()
+    return _SAME_ENDING.get(suffix, suffix) or ".png", sample.content
 
 
 def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:

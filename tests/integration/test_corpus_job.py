@@ -44,7 +44,9 @@ def test_a_wrong_setting_ends_with_2_and_one_line(tmp_path):
 
 def test_settings_come_from_a_file_too(tmp_path):
     (tmp_path / "c.yaml").write_text(f"limit: 7\nlayout: webdataset\noutput: {tmp_path / 'o'}\n")
-    assert job("--config", tmp_path / "c.yaml").returncode == 0
+    done = job("--config", tmp_path / "c.yaml")
+    assert done.returncode == 0
+    assert done.stdout.endswith(f"--input {tmp_path}/o/train --label cls\n")
     assert (tmp_path / "o" / "train" / "train-00000-of-00001.tar").exists()
 
 

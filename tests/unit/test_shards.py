@@ -121,10 +121,10 @@ def test_hugging_face_metadata_names_every_column_and_the_classes(layout, tmp_pa
 
 def test_encoded_images_are_copied_and_keep_their_ending(tmp_path):
     junk = b"\xff\xd8 no image at all"
-    batch = SampleBatch([Sample(junk, 0, "a/b.c.JPG")], np.array([12]), pa.array([0]))
+    batch = SampleBatch([Sample(junk, 0, "a/b.c.JPEG")], np.array([12]), pa.array([0]))
     SHARD_WRITERS["image"](ShardSpec()).write_shard(tmp_path / "x", [batch])
     row = pq.read_table(tmp_path / "x")["img"][0].as_py()
-    assert row == {"bytes": junk, "path": "a/b.c.JPG"}
+    assert row == {"bytes": junk, "path": "a/b.c.JPEG"}
     SHARD_WRITERS["webdataset"](ShardSpec()).write_shard(tmp_path / "t", [batch])
     with tarfile.open(tmp_path / "t") as tar:
         assert tar.getnames() == ["000000012.jpg", "000000012.cls", "000000012.json"]
