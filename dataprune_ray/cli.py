@@ -6,16 +6,14 @@ import argparse
 import logging
 import sys
 import types
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 from dataprune_ray import __version__
 from dataprune_ray.config import Stage, build, read_yaml, stages
 from dataprune_ray.errors import DataPruneError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from pydantic.fields import FieldInfo
 
 C = TypeVar("C", bound=Stage)
 

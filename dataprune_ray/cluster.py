@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import ray
 
+from dataprune_ray.config import ScoreConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.scoring import Pool
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dataprune_ray.config import ScoreConfig
 
 _LOCAL_STORE_BYTES = 512 << 20
 

@@ -7,16 +7,14 @@ live; here only what a value alone can tell is checked.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from dataprune_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: Fields that say how a run is carried out, not what comes out of it: they may differ on resume.
 OPERATIONAL = frozenset(

@@ -5,10 +5,7 @@ A message names the field or file, the value that was found and what to do about
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
+from collections.abc import Iterable
 
 
 class DataPruneError(Exception):

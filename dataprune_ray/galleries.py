@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import heapq
 import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,18 +20,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataprune_ray import schema
+from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.features import FeatureSpec, column, encode
 from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import Span
 from dataprune_ray.io.filesystems import join, list_names, open_input
+from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.report import BadRow, Gallery, GalleryItem
 from dataprune_ray.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from dataprune_ray.cutoff import KeepRule
-    from dataprune_ray.io.corpus import Span
-    from dataprune_ray.io.rows import RowPlan
 
 ITEMS = 12
 BAD_EXAMPLES = 20

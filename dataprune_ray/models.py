@@ -12,21 +12,18 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import safetensors.torch
 import torch
 import torchvision
 from torch import Tensor, nn
 
+from dataprune_ray.config import CorpusConfig, ModelConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features.spec import TEXT_BUCKETS, FeatureSpec, LabelSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from dataprune_ray.config import CorpusConfig, ModelConfig
 
 _TEXT_DIMENSIONS = 64
 _ARTICLE_HIDDEN = (512, 256, 128)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataprune_ray import galleries, manifest
 from dataprune_ray.cluster import Cluster, cluster, pool_of
 from dataprune_ray.config import PruneConfig, parse_limit
+from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io import open_corpus
+from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, write_bytes
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, remove_leftovers
 from dataprune_ray.io.webdataset import with_members
@@ -33,12 +36,6 @@ from dataprune_ray.understanding import (
     understand,
 )
 from dataprune_ray.writing import Decided, WritePlan, Written, decide, plan_parts, write_parts
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dataprune_ray.cutoff import KeepRule
-    from dataprune_ray.io.corpus import Corpus
 
 logger = logging.getLogger("dataprune")
 

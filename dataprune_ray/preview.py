@@ -12,26 +12,24 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
 from dataprune_ray import schema
+from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.corpus import Corpus, Fragment
+from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import MetricOptions
 from dataprune_ray.scoring import Engine, Pool, ScorePlan, fitted_in_memory
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import TrainPlan, fit
-
-if TYPE_CHECKING:
-    from dataprune_ray.config import PruneConfig
-    from dataprune_ray.io.rows import RowPlan
-    from dataprune_ray.understanding import Understanding
+from dataprune_ray.understanding import Understanding
 
 _FRAGMENTS = 32
 _SHOWN = 20

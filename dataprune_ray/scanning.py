@@ -10,7 +10,6 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +21,9 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, TabularColumn, column, top_level
 from dataprune_ray.features.encode import numeric, plain_labels
 from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import Fragment
+from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from dataprune_ray.io.corpus import Fragment
-    from dataprune_ray.io.rows import RowPlan
 
 #: More distinct labels than this are not classes.
 MOST_CLASSES = 100_000

@@ -17,12 +17,9 @@ error       string, nullable        why the row could not be scored
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
 
 import pyarrow as pa
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FILE = "file"
 ROW = "row"

@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import ExactSum, seeded_hash
+from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
     atomic_output,
     exists,
@@ -46,11 +48,6 @@ from dataprune_ray.models import (
     read_state,
 )
 from dataprune_ray.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dataprune_ray.io.corpus import Fragment
 
 logger = logging.getLogger(__name__)
 

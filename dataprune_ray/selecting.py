@@ -6,28 +6,24 @@ and the driver merges as results arrive. Nothing is sorted, shuffled or collecte
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
+from numpy.typing import NDArray
 
 from dataprune_ray import schema
+from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block, seeded_hash
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import BadDataError, ConfigError, DataPruneError
 from dataprune_ray.io.filesystems import redact, resolve
 from dataprune_ray.strategies import ScoreInfo, get_strategy
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from dataprune_ray.config import SelectConfig
 
 S = TypeVar("S")
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import ray
 
 from dataprune_ray.errors import DataPruneError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
 
 A = TypeVar("A")
 R = TypeVar("R")

@@ -12,8 +12,9 @@ import json
 import logging
 import math
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,9 +33,6 @@ from dataprune_ray.io.filesystems import exists, read_bytes, write_bytes
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
 from dataprune_ray.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 

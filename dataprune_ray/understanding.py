@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, read_bytes, write_bytes
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import Metric, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.strategies import Strategy, get_strategy
-
-if TYPE_CHECKING:
-    from dataprune_ray.config import PruneConfig
-    from dataprune_ray.io.corpus import Corpus
 
 _SAMPLE_ROWS = 256
 _PLAN_FILE = "_plan.json"  # hidden from Parquet readers by its name

@@ -12,9 +12,10 @@ import hashlib
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,14 +26,10 @@ from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
 from dataprune_ray.io.parquet import compression_of
 from dataprune_ray.tasks import run_tasks
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dataprune_ray.io.corpus import Corpus, Fragment, Span
 
 _MASK_128 = (1 << 128) - 1
 _BATCH_ROWS = 4096

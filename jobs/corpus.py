@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataprune_ray import cli
 from dataprune_ray.corpora import MadeCorpus, make_corpus
 from dataprune_ray.corpora.config import MakeCorpusConfig
-
-if TYPE_CHECKING:
-    import argparse
-    from collections.abc import Mapping, Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataprune_ray import cli, summary
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.corpora import make_digits
 from dataprune_ray.pipeline import preview, prune
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
 
 DIGITS = "corpus/digits"
 

@@ -10,9 +10,10 @@ import itertools
 import logging
 import re
 import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataprune_ray.corpora.arrays import open_arrays
 from dataprune_ray.corpora.config import MakeCorpusConfig
@@ -20,15 +21,11 @@ from dataprune_ray.corpora.digits import open_digits
 from dataprune_ray.corpora.folder import open_folder
 from dataprune_ray.corpora.output import CorpusFolder, claim, find_finished
 from dataprune_ray.corpora.rows import Numbering, group_batches, group_samples
+from dataprune_ray.corpora.source import Source
 from dataprune_ray.corpora.table import open_table
 from dataprune_ray.corpora.torchvision_sets import open_torchvision
 from dataprune_ray.errors import BadDataError, ConfigError, DataPruneError, UnknownNameError
 from dataprune_ray.io.shards import ID, ShardSpec, ShardWriter, get_shard_writer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dataprune_ray.corpora.source import Source
 
 log = logging.getLogger(__name__)
 

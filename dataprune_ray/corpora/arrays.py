@@ -5,21 +5,18 @@ A folder with ``X_train.npy``, ``y_train.npy``, ``X_test.npy`` and ``y_test.npy`
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.source import Source, only_split, own_splits
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.shards import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
 
 _ROWS = 1024
 Pair = tuple[Path, Path]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from collections.abc import Mapping
+from typing import Any, Literal, Self
 
 from pydantic import Field
 
 from dataprune_ray.config import Stage, build, flatten
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 #: Settings that say how a corpus is made, not what comes out of it.
 OPERATIONAL = frozenset({"output", "download", "overwrite"})

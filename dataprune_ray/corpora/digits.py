@@ -5,17 +5,13 @@ For a first try without any data. It has no splits of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import numpy as np
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.source import Source, only_split
 from dataprune_ray.io.shards import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
 
 _LEVELS = 16
 

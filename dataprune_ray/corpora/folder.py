@@ -8,21 +8,17 @@ is corrupt reaches the corpus as it is, for pruning to find. One folder is liste
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.source import Source, only_split, own_splits
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.shards import Sample
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
 
 _TEST_FOLDERS = ("test", "val", "valid", "validation")
 #: Formats that Pillow recognises but leaves to other programs, or that are no single image.

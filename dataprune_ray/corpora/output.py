@@ -10,15 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.shards import atomic
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 DESCRIPTION = "corpus.json"
 JOURNAL = "corpus.unfinished.jsonl"

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.noise import flip
+from dataprune_ray.corpora.source import Source
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.shards import CLEAN_LABEL, ID, Sample, SampleBatch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
-    from dataprune_ray.corpora.source import Source
 
 _arrow: Any = pa  # its type stubs lack some functions
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+import pyarrow as pa
+
+from dataprune_ray.corpora.config import SourceConfig
 from dataprune_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
-
-    import pyarrow as pa
-
-    from dataprune_ray.corpora.config import SourceConfig
-    from dataprune_ray.io.shards import Sample
+from dataprune_ray.io.shards import Sample
 
 
 @dataclass(frozen=True)

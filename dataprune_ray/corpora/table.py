@@ -10,22 +10,19 @@ from __future__ import annotations
 
 import glob
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.source import Source, only_split
 from dataprune_ray.errors import BadDataError, ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
 
 #: pyarrow holds some thirty blocks; a block must hold a row, so it grows where a row is longer.
 _BLOCK_BYTES = 2 * 2**20

@@ -7,21 +7,18 @@ is what torchvision needs for the set.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.corpora.source import Source, own_splits
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io.shards import Sample, pixels
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from dataprune_ray.corpora.config import MakeCorpusConfig
 
 #: Constructor arguments per split of sets that name their splits in their own way.
 _SPLITS: dict[str, dict[str, dict[str, Any]]] = {

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
+from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features.columns import column, top_level
 from dataprune_ray.features.encode import plain_labels, raw_layout, stored_shape
@@ -22,11 +24,6 @@ from dataprune_ray.features.spec import (
     Modality,
     TabularColumn,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dataprune_ray.config import CorpusConfig
 
 LABEL_NAMES = ("label", "labels", "target", "class", "cls", "json.label", "fine_label", "y")
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gif", "tif", "tiff")

@@ -6,17 +6,13 @@ fragments.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io import parquet, webdataset
 from dataprune_ray.io.corpus import Corpus, Reader, plan_fragments
 from dataprune_ray.io.filesystems import list_files, redact
 from dataprune_ray.io.parquet import ParquetReader
 from dataprune_ray.io.webdataset import WebDatasetReader
-
-if TYPE_CHECKING:
-    from dataprune_ray.config import CorpusConfig
 
 #: What reading a broken file of any format raises.
 READ_ERRORS = (*parquet.READ_ERRORS, *webdataset.READ_ERRORS)

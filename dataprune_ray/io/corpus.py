@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+import pyarrow as pa
 
-    import pyarrow as pa
-
-    from dataprune_ray.io.filesystems import FileInfo
+from dataprune_ray.io.filesystems import FileInfo
 
 #: Metadata key of a batch under which a reader notes the columns that it has seen.
 MEMBERS = b"members"

@@ -9,19 +9,17 @@ from __future__ import annotations
 import os
 import posixpath
 import uuid
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 
 from dataprune_ray.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Prefix of files that are still being written; readers skip them.
 TEMPORARY_PREFIX = ".writing-"

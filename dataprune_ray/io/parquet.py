@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,9 +12,6 @@ import pyarrow.parquet as pq
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 #: What a broken Parquet file raises while it is opened or read.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)

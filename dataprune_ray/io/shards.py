@@ -24,9 +24,10 @@ import io
 import json
 import os
 import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +36,6 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
 
 LABEL = "label"
 ID = "id"

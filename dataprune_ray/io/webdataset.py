@@ -10,17 +10,15 @@ from __future__ import annotations
 import json
 import tarfile
 import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import MEMBERS, SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
 
 KEY = "__key__"
 MAX_MEMBER_BYTES = 1 << 30

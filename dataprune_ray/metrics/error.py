@@ -7,14 +7,12 @@ On noisy labels the hard end holds the mislabelled rows.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+import torch
+from torch import Tensor
 from torch.nn import functional
 
 from dataprune_ray.metrics.base import Metric, ModelOutputs
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def per_model_loss(outputs: ModelOutputs) -> Tensor:
@@ -37,12 +35,18 @@ def residuals(outputs: ModelOutputs) -> Tensor:
     return probabilities - functional.one_hot(labels, probabilities.shape[-1])
 
 
+def length(vectors: Tensor) -> Tensor:
+    """Euclidean norm over the last dimension."""
+    norms: Tensor = torch.linalg.vector_norm(vectors, dim=-1)
+    return norms
+
+
 def _loss(outputs: ModelOutputs) -> Tensor:
     return per_model_loss(outputs).mean(dim=0)
 
 
 def _el2n(outputs: ModelOutputs) -> Tensor:
-    return torch.linalg.vector_norm(residuals(outputs), dim=-1).mean(dim=0)
+    return length(residuals(outputs)).mean(dim=0)
 
 
 def _margin(outputs: ModelOutputs) -> Tensor:

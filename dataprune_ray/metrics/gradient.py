@@ -14,7 +14,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn import functional
 
 from dataprune_ray.metrics.base import Metric, ModelOutputs
-from dataprune_ray.metrics.error import per_model_loss, residuals
+from dataprune_ray.metrics.error import length, per_model_loss, residuals
 
 _CHUNK = 32  # samples differentiated at once: memory is this many times the parameters
 
@@ -26,7 +26,7 @@ def _grad_norm(outputs: ModelOutputs) -> Tensor:
     norms = []
     for residual, features in zip(residuals(outputs), outputs.features, strict=True):
         squared = features.square().sum(dim=-1) + bias  # (B,)
-        norms.append(torch.linalg.vector_norm(residual, dim=-1) * squared.sqrt())
+        norms.append(length(residual) * squared.sqrt())
     return torch.stack(norms).mean(dim=0)
 
 
@@ -46,9 +46,9 @@ def _sample_norms(model: nn.Module, inputs: Tensor, labels: Tensor, *, regressio
     fixed = {n: b.detach() for n, b in model.named_buffers()}
 
     def loss(weights: dict[str, Tensor], row: Tensor, label: Tensor) -> Tensor:
-        output = functional_call(model, (weights, fixed), (row[None],))  # (1, C)
+        output: Tensor = functional_call(model, (weights, fixed), (row[None],))  # (1, C)
         if regression:
-            return (output[0, 0] - label).square()
+            return (output[0, 0] - label) ** 2
         return functional.cross_entropy(output, label[None])
 
     gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=_CHUNK)(

@@ -19,7 +19,7 @@ from dataprune_ray.report import formats
 WIDE, NARROW = 960, 340
 MAX_BINS = 100
 Draw = Callable[[int], Markup]  # a width in pixels to a drawing
-_CELL = 7.3  # pixels that one character of chart text takes, at most, on average
+_CELL = 7.8  # pixels that one character of chart text takes, at most, on average
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def nice_ticks(low: float, high: float, target: int = 5) -> tuple[float, ...]:
     Args:
         low: Smaller end, finite, of float32 range.
         high: Larger end; a range too narrow to divide is widened first.
-        target: About how many intervals to make; at most twice as many result, plus two.
+        target: About how many intervals to make; at most half as many again result, plus two.
 
     Returns:
         Ascending ticks; the first is at most ``low`` and the last at least ``high``.
@@ -63,9 +63,8 @@ def nice_ticks(low: float, high: float, target: int = 5) -> tuple[float, ...]:
     low, high = _widened(low, high)
     rough = (high - low) / target
     exponent = math.floor(math.log10(rough))
-    factor = next((f for f in (1, 2, 5) if rough <= f * 10.0**exponent), 10)
-    if factor == 10:  # noqa: PLR2004 - the next power
-        factor, exponent = 1, exponent + 1
+    lead = rough / 10.0**exponent  # 1 to 10; the limits are the geometric means between steps
+    factor = 1 if lead < 2**0.5 else 2 if lead < 10**0.5 else 5 if lead < 50**0.5 else 10
     step = factor * 10.0**exponent
     first, last = math.floor(low / step), math.ceil(high / step)
     while _multiple(first, factor, exponent) > low:
@@ -134,12 +133,11 @@ def histogram(
         edges = tuple(low + (high - low) * i / (len(edges) - 1) for i in range(len(edges)))
     totals = [sum(column) for column in zip(*(c for _, c in bins.layers), strict=True)]
     y_ticks = [tick for tick in nice_ticks(0, max(totals, default=0) or 1, 4) if tick == int(tick)]
-    x_ticks = nice_ticks(low, high, max(2, round(width / 130)))
 
     height = 340 if width > NARROW else 260
     y_labels = tick_labels(y_ticks)
-    left = 14 + _CELL * max(map(len, y_labels))
-    right, top, bottom = width - 14.0, 48.0 if marker else 14.0, height - 46.0
+    left = 12 + _CELL * max(map(len, y_labels))
+    right, top, bottom = width - 18.0, 48.0 if marker else 14.0, height - 46.0
 
     def x(value: float) -> float:
         return left + (right - left) * (value - low) / (high - low)
@@ -154,9 +152,8 @@ def histogram(
     for index in range(len(totals)):
         counts = [(style, c[index]) for style, c in bins.layers]
         body.append(_column(x(edges[index]), x(edges[index + 1]), counts, y, _span(bins, index)))
-    for tick, label in zip(x_ticks, tick_labels(x_ticks), strict=True):
-        if low <= tick <= high:
-            body.append(_x_tick(x(tick), bottom, label + unit, width))
+    for tick, label in _fitting_ticks(low, high, right - left, unit):
+        body.append(_x_tick(x(tick), bottom, label, width))
     body.append(
         Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
             _px((left + right) / 2), _px(height - 6), formats.shorten(axis, int(width / _CELL) - 8)
@@ -165,6 +162,19 @@ def histogram(
     if marker and math.isfinite(marker.value):
         body.append(_marker(marker, x(min(max(marker.value, low), high)), left, right, bottom))
     return _svg(body, name=name, title=title, description=description, width=width, height=height)
+
+
+def _fitting_ticks(low: float, high: float, room: float, unit: str) -> list[tuple[float, str]]:
+    """As many ticks within the range as have room for their labels, but no crowd."""
+    for target in range(8, 0, -1):
+        ticks = nice_ticks(low, high, target)
+        labels = [label + unit for label in tick_labels(ticks)]
+        inside = [
+            (tick, label) for tick, label in zip(ticks, labels, strict=True) if low <= tick <= high
+        ]
+        if len(inside) * (_CELL * max(map(len, labels)) + 14) <= room:
+            break
+    return inside
 
 
 def _span(bins: Bins, index: int) -> str:

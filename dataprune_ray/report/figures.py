@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from markupsafe import Markup
 
 from dataprune_ray.report import charts, formats
 from dataprune_ray.report.charts import NARROW, WIDE, Bar, Bins, Marker
 from dataprune_ray.report.data import ClassCount, ReportData, ScoreHistogram
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from markupsafe import Markup
 
 MAX_CLASS_BARS = 40
 EXTREMES = 12
@@ -28,6 +25,7 @@ class Scores:
     """The score histogram and the sentences around it."""
 
     metric: str
+    decides: bool
     direction: str
     overridden: str | None
     cutoff: str
@@ -98,6 +96,7 @@ def scores(histogram: ScoreHistogram) -> Scores:
         )
     return Scores(
         metric=metric,
+        decides=histogram.kept_end != "random",
         direction=_direction(histogram),
         overridden=_overridden(histogram),
         cutoff=_cutoff(histogram),
@@ -125,7 +124,7 @@ def _direction(histogram: ScoreHistogram) -> str:
         case "low":
             return "Lower is worth keeping: rows with the lowest scores are kept first."
         case "random":
-            return "Rows are kept at random: the score does not decide."
+            return "Rows are kept at random, whatever their score."
         case other:
             return f"Rows are kept by this end of the score: {formats.clip(other, 120)}."
 

@@ -6,12 +6,10 @@ import dataclasses
 import math
 import re
 import unicodedata
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from markupsafe import escape
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
 
 T = TypeVar("T")
 
@@ -84,7 +82,7 @@ def columns(text: str) -> int:
 
 def shorten(text: str, cells: int) -> str:
     """``text`` on one line in at most ``cells`` character cells, its middle cut out if need be."""
-    text = " ".join(text[: 8 * cells + 64].split()) if len(text) > cells else text
+    text = " ".join(text.split())
     if columns(text) <= cells:
         return text
     tail_cells = max(0, (cells - 1) // 3)

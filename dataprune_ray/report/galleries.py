@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dataprune_ray.report import formats
+from dataprune_ray.report.data import Gallery, GalleryItem
 from dataprune_ray.report.thumbnails import Thumbnail, thumbnail
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dataprune_ray.report.data import Gallery, GalleryItem
 
 MAX_GALLERIES = 40
 MAX_FIELDS = 16
