@@ -63,12 +63,14 @@ def photo(rng):
     return file.getvalue()
 
 
-def histogram(rng, *, bins=60, cutoff=0.412, kept_end="high", overridden=False, metric="el2n"):
-    values = np.concatenate([rng.gamma(2.0, 0.11, 42_000), rng.normal(0.85, 0.18, 17_958)])
+def histogram(rng, *, bins=60, kept_end="high", overridden=False, metric="el2n"):
+    values = np.concatenate([rng.gamma(2.0, 0.11, 48_000), rng.normal(0.85, 0.18, 11_958)])
     values = np.clip(values, 0, 1.42)
+    cutoff = float(np.sort(values)[-17_987])
     counts, edges = np.histogram(values, bins=bins)
     high = np.histogram(values[values >= cutoff], bins=edges)[0]
-    kept, dropped = (high, counts - high) if kept_end == "high" else (counts - high, high)
+    kept = {"high": high, "low": counts - high, "random": counts // 2}[kept_end]
+    dropped = counts - kept
     as_ints = lambda array: tuple(int(number) for number in array)  # noqa: E731
     return ScoreHistogram(
         metric, tuple(map(float, edges)), as_ints(kept), as_ints(dropped), cutoff, kept_end,
@@ -76,17 +78,17 @@ def histogram(rng, *, bins=60, cutoff=0.412, kept_end="high", overridden=False, 
     )  # fmt: skip
 
 
-def items(rng, number, *, kept, make):
+def items(rng, number, *, scores, kept, make):
     return tuple(
         GalleryItem(
             file=f"train/shard-{int(rng.integers(0, 12)):05d}.parquet",
             row=int(rng.integers(0, 5_000)),
             key=None,
-            score=float(rng.uniform(0.42, 1.4) if kept else rng.uniform(0.001, 0.4)),
+            score=float(score),
             kept=kept,
             **make(index),
         )
-        for index in range(number)
+        for index, score in enumerate(np.linspace(*scores, number) + rng.normal(0, 1e-4, number))
     )
 
 
@@ -109,14 +111,14 @@ def digits_report():
         bytes_in=17_431_552,
         bytes_out=5_310_208,
         sentence="Scored 60,000 rows with el2n from a small_cnn proxy trained for 10 epochs, and "
-        "kept the hardest 30%, the same share of every class.",
+        "kept the hardest 30%.",
         histogram=histogram(rng),
         classes=tuple(
-            ClassCount(str(c), int(n * s), n - int(n * s), c % 4 and 6)
+            ClassCount(str(c), round(n * s), n - round(n * s) - (bad := c % 4 and 6), bad)
             for c, (n, s) in enumerate(
                 zip(
                     (5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
-                    (0.21, 0.16, 0.33, 0.36, 0.29, 0.35, 0.22, 0.28, 0.41, 0.4),
+                    (0.21, 0.16, 0.33, 0.36, 0.29, 0.35, 0.22, 0.28, 0.42, 0.403),
                     strict=True,
                 )
             )
@@ -125,17 +127,17 @@ def digits_report():
             Gallery(
                 "Highest scores, kept",
                 "The rows that the proxy finds hardest. Look for wrong labels: noise is kept here.",
-                items(rng, 12, kept=True, make=mislabelled),
+                items(rng, 12, scores=(1.419, 1.352), kept=True, make=mislabelled),
             ),
             Gallery(
                 "Just above the cutoff, kept",
                 "The last rows that made it.",
-                items(rng, 12, kept=True, make=digit),
+                items(rng, 12, scores=(0.4315, 0.4342), kept=True, make=digit),
             ),
             Gallery(
                 "Lowest scores, dropped",
                 "The rows that the proxy learns first; the ones kept stand for them.",
-                items(rng, 12, kept=False, make=digit),
+                items(rng, 12, scores=(0.0011, 0.0032), kept=False, make=digit),
             ),
         ),
         bad_reasons=(
@@ -171,8 +173,7 @@ def digits_report():
             ("runs/digits-30/manifest.json", "counts, rule, inputs, outputs, versions"),
         ),
         warnings=(
-            "Label noise sits at the kept end of el2n: consider a cut from both ends, or look at "
-            "the first gallery.",
+            "Label noise sits at the kept end of el2n: see the first gallery before training.",
         ),
         command="python jobs/prune.py --input s3://corpora/digits/train --output runs/digits-30 "
         "--features image --label label --metric el2n --strategy top --keep 0.3 --seed 0 "
@@ -215,11 +216,17 @@ def text_report():
             for i, k in enumerate(map(int, rng.integers(0, 600, 300)))
         ),
         galleries=(
-            Gallery("Lowest scores, kept", "Typical reviews.", items(rng, 8, kept=True, make=review)),
+            Gallery(
+                "Lowest scores, kept",
+                "Typical reviews.",
+                items(rng, 8, scores=(0, 3), kept=True, make=review),
+            ),
             Gallery("Nothing", "An empty group.", ()),
         ),
         bad_examples=(BadRow(deep + "/file.parquet", 12, "k" * 300, "UnicodeDecodeError " * 20),),
-        settings=tuple((f"option_{i}.{'nested.' * (i % 9)}x", "v" * (i % 300)) for i in range(4000)),
+        settings=tuple(
+            (f"option_{i}.{'nested.' * (i % 9)}x", "v" * (i % 300)) for i in range(4000)
+        ),
         outputs=((deep + "/data/", "kept rows"),),
         warnings=("w" * 500, "Look at the classes."),
         command="python jobs/prune.py --input " + deep + " --output " + "x" * 300,
@@ -248,12 +255,19 @@ def table_report():
     return replace(
         digits_report(),
         title="Census income, half of it",
+        sentence="Kept a random half of the rows, as a baseline.",
         histogram=replace(histogram(rng, kept_end="random", bins=400), cutoff=None),
         requested_keep=None,
         classes=(ClassCount("<=50K", 12_000, 12_720), ClassCount(">50K", 4_000, 3_841, 12)),
         galleries=(
-            Gallery("Kept", "A random few.", items(rng, 6, kept=True, make=person)),
-            Gallery("Photographs", "Larger thumbnails.", items(rng, 7, kept=False, make=picture)),
+            Gallery(
+                "Kept", "A random few.", items(rng, 6, scores=(0.1, 0.9), kept=True, make=person)
+            ),
+            Gallery(
+                "Photographs",
+                "Larger thumbnails.",
+                items(rng, 7, scores=(0.9, 0.1), kept=False, make=picture),
+            ),
         ),
         warnings=(),
     )
