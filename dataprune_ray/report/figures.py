@@ -259,7 +259,7 @@ def _spread(ranked: Sequence[ClassCount]) -> Markup:
             name="spread",
             title="Classes by the share of their rows that is kept",
             description=described,
-            axis="share of the class's rows that is kept",
+            axis="share of rows kept",
             width=width,
             unit="%",
         )

@@ -26,7 +26,7 @@ _BUDGETS = {  # bytes of each list that can be long
     "settings": 600_000,
     "outputs": 120_000,
     "versions": 40_000,
-    "command": 60_000,
+    "command": 80_000,
 }
 
 
@@ -63,6 +63,7 @@ def _environment() -> jinja2.Environment:
         percent=formats.percent,
         size=formats.size,
         breakable=_breakable,
+        words=_words,
     )
     return environment
 
@@ -70,6 +71,15 @@ def _environment() -> jinja2.Environment:
 def _breakable(path: str) -> Markup:
     """A path that may wrap after each slash."""
     return Markup("/<wbr>").join(path.split("/"))
+
+
+def _words(command: str) -> Markup:
+    """A command that wraps between its words, not at their hyphens; long words may break."""
+    longest = 36  # characters that fit the narrowest page
+    return Markup(" ").join(
+        Markup('<span class="row">{}</span>').format(word) if len(word) <= longest else word
+        for word in command.split(" ")
+    )
 
 
 def _view(data: ReportData) -> dict[str, Any]:
@@ -118,7 +128,7 @@ def _lists(data: ReportData) -> dict[str, Any]:
         "settings": formats.fit(settings, _BUDGETS["settings"], _pair_weight, 80),
         "outputs": formats.fit(outputs, _BUDGETS["outputs"], _pair_weight),
         "versions": formats.fit(versions, _BUDGETS["versions"], _pair_weight),
-        "command": formats.clip(data.command, _BUDGETS["command"] // 5),
+        "command": formats.clip(data.command, _BUDGETS["command"] // 10),
     }
 
 

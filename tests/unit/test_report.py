@@ -271,6 +271,13 @@ def test_overridden_direction_is_said():
     assert "el2n keeps the high end" in text
 
 
+def test_command_is_whole_and_can_be_copied():
+    command = "python jobs/prune.py  --input 's3://a b/c' --output " + "x" * 90
+    source = render(report(command=command))
+    inside = re.search("<pre><code>(.*?)</code></pre>", source, re.DOTALL).group(1)
+    assert "".join(Page(inside).words) == command
+
+
 def test_warnings_show_only_when_there_are_any():
     assert "warnings" not in Page(render(report())).ids
     assert "2 warnings a b" in Page(render(report(warnings=("a", "b")))).text
