@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import sys
 import types
@@ -56,13 +57,14 @@ def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
     try:
-        dict(main())
+        result = dict(main())
         code = 0
     except DataPruneError as error:
-        {"error": str(error)}
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a job's stderr
+        result = {"error": str(error)}
         code = error.exit_code
     if as_json():
-        pass
+        print(json.dumps({"exit_code": code, **result}), flush=True)  # noqa: T201 - its last line
     return code
 
 

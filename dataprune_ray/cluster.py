@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 
@@ -35,35 +36,34 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     Raises:
         ConfigError: no cluster answers at ``address``.
     """
-    os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     started = False
     where = "a Ray that was already running"
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
         where = f"the cluster at {address}" if address else "this machine"
-        try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                **(
-                    {}
-                    if address
-                    else {"object_store_memory": _LOCAL_STORE_BYTES, "include_dashboard": False}
-                ),
-            )
-        except ConnectionError as error:
-            raise ConfigError("address", address, f"no cluster answers there: {error}") from None
+        _init(address)
         started = True
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
+    for name in ("ray.data", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         found = ray.cluster_resources()
         yield Cluster(found.get("CPU", 1.0), found.get("GPU", 0.0), where)
     finally:
         if started:
             ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    """Join the cluster at an address, or start a quiet Ray of this process's own."""
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(object_store_memory=_LOCAL_STORE_BYTES, include_dashboard=False, **common)
+        return
+    try:
+        ray.init(address=address, **common)
+    except ConnectionError as error:
+        raise ConfigError("address", address, f"no cluster answers there: {error}") from None
 
 
 def pool_of(config: ScoreConfig, found: Cluster) -> Pool:

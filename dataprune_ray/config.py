@@ -92,8 +92,8 @@ class CorpusConfig(Stage):
     max_pixels: int = Field(
         64_000_000, ge=1, description="an image with more pixels is a bad row, never decoded"
     )
-    fragment_rows: int = Field(
-        65_536, ge=1, description="target rows of one unit of work (whole row groups)"
+    fragment_rows: int | None = Field(
+        None, ge=1, description="target rows of one unit of work; default: from the corpus"
     )
 
     @field_validator("std")

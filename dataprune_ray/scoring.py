@@ -143,7 +143,7 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
     size = min(pool.actors, len(missing))
     gpu: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
     counted = ray.data.from_items(
-        [{"fragment": fragment} for fragment in missing], override_num_blocks=len(missing)
+        [{"fragment": fragment.to_json()} for fragment in missing], override_num_blocks=len(missing)
     ).map_batches(
         FragmentScorer,
         fn_constructor_args=(replace(plan, rows=replace(plan.rows, fragments=())),),
@@ -179,7 +179,7 @@ class FragmentScorer:
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Score and commit the batch's ``fragment``s; their counts."""
-        counts = [self.engine.commit(fragment) for fragment in batch["fragment"]]
+        counts = [self.engine.commit(Fragment.from_json(text)) for text in batch["fragment"]]
         return {
             "index": np.array([count.index for count in counts]),
             "rows": np.array([count.rows for count in counts]),

@@ -21,9 +21,11 @@ from dataprune_ray import schema
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block, seeded_hash
 from dataprune_ray.cutoff.population import UNGROUPED
-from dataprune_ray.errors import BadDataError, ConfigError, DataPruneError
+from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.filesystems import redact, resolve
+from dataprune_ray.io.scores import group_codes
 from dataprune_ray.strategies import ScoreInfo, get_strategy
+from dataprune_ray.tasks import TASK_CPUS, unordered
 
 S = TypeVar("S")
 
@@ -31,7 +33,6 @@ S = TypeVar("S")
 _BATCH_ROWS = 1 << 18
 #: A task reads at most this many files, so that a lost one costs little.
 _MOST_FILES = 64
-_TASK_CPUS = 0.5
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class ScoreTable:
         batches = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
         view = ray.put(_View(self.metric, self.group_column, self.groups, self.seed, columns))
         work = ray.put((kernel, merge))
-        results = _unordered(
+        results = unordered(
             (_reduce_task.remote(list(batch), view, work) for batch in batches),
             in_flight=4 * cpus,
         )
@@ -91,36 +92,6 @@ def select(table: ScoreTable, config: SelectConfig, info: ScoreInfo) -> KeepRule
         BadDataError: the scores cannot be cut exactly.
     """
     return get_strategy(config.strategy).compile(table, config, info)
-
-
-def _unordered(refs: Iterator[Any], in_flight: int) -> Iterator[Any]:
-    """Results of tasks as they finish, with a bounded number submitted; cancels the rest.
-
-    Raises:
-        DataPruneError: what a task raised on purpose, as itself.
-    """
-    pending: list[Any] = []
-    try:
-        for ref in refs:
-            pending.append(ref)
-            if len(pending) >= in_flight:
-                yield _next_result(pending)
-        while pending:
-            yield _next_result(pending)
-    finally:
-        for ref in pending:
-            ray.cancel(ref)
-
-
-def _next_result(pending: list[Any]) -> Any:
-    """Wait for one task, take it from ``pending`` and return its result."""
-    (done,), pending[:] = ray.wait(pending, num_returns=1)
-    try:
-        return ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DataPruneError):
-            raise error.cause from None
-        raise
 
 
 @dataclass(frozen=True)
@@ -163,7 +134,7 @@ def _reduce_files(
 
 
 _reduce_task = ray.remote(
-    num_cpus=_TASK_CPUS, scheduling_strategy="SPREAD", retry_exceptions=[OSError]
+    num_cpus=TASK_CPUS, scheduling_strategy="SPREAD", retry_exceptions=[OSError]
 )(_reduce_files)
 
 
@@ -228,31 +199,3 @@ def _scores(column: Any, metric: str, path: str) -> NDArray[np.float32]:
             "the score table is damaged, score the corpus again"
         )
     return scores
-
-
-def group_codes(labels: Any, codes: Mapping[str, int], where: str) -> NDArray[np.int32]:
-    """Group codes of a label column.
-
-    Args:
-        labels: Arrow array (n,) of int64 or string labels.
-        codes: code of each label's string form.
-        where: what to name in the error.
-
-    Returns:
-        int32 (n,).
-
-    Raises:
-        BadDataError: a label is null or has no code.
-    """
-    encoded = labels if pa.types.is_dictionary(labels.type) else labels.dictionary_encode()
-    if encoded.null_count:
-        raise BadDataError(
-            f"{redact(where)}: {encoded.null_count} rows without error have no label"
-        )
-    names = encoded.dictionary.cast(pa.string()).to_pylist()
-    indices = encoded.indices.to_numpy(zero_copy_only=False)
-    unknown = sorted({names[i] for i in np.unique(indices)} - codes.keys())
-    if unknown:
-        raise BadDataError(f"{redact(where)}: labels without a group: {', '.join(unknown[:5])}")
-    table = np.array([codes.get(name, -1) for name in names], np.int32)
-    return np.asarray(table[indices], np.int32)

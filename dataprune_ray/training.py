@@ -241,7 +241,7 @@ def _optimise(
 ) -> tuple[float, float | None, int]:
     """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates."""
     regression = plan.model.label.task == "regression"
-    optimiser = torch.optim.Adam(model.parameters(), lr=plan.learning_rate)
+    optimiser = torch.optim.Adam(model.parameters(), lr=plan.learning_rate, fused=True)
     size = max(1, plan.batch_size // world)
     per_epoch = _largest_everywhere(math.ceil(len(rows.targets) / size), world, device)
     updates = plan.updates if plan.updates is not None else plan.epochs * per_epoch

@@ -29,6 +29,7 @@ from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
 from dataprune_ray.io.parquet import compression_of
+from dataprune_ray.io.scores import group_codes
 from dataprune_ray.tasks import run_tasks
 
 _MASK_128 = (1 << 128) - 1
@@ -167,7 +168,7 @@ def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
     block = Block(
         scores=scores,
         hashes=seeded_hash(hashes, plan.seed),
-        groups=_codes(plan.rule.groups, table[schema.LABEL]) if plan.grouped else None,
+        groups=_codes(plan, table) if plan.grouped else None,
     )
     kept = plan.rule.apply(block)
     reasons = plan.rule.reason(block)
@@ -206,11 +207,9 @@ def identity_sum(hashes: npt.NDArray[np.uint64]) -> int:
     return total & _MASK_128
 
 
-def _codes(groups: tuple[str, ...], labels: pa.ChunkedArray) -> npt.NDArray[np.int32]:
-    index = labels.cast(pa.string()).combine_chunks()
-    return np.asarray(
-        pa.compute.index_in(index, pa.array(groups)).to_numpy(zero_copy_only=False), np.int32
-    )
+def _codes(plan: WritePlan, table: pa.Table) -> npt.NDArray[np.int32]:
+    codes = {name: code for code, name in enumerate(plan.rule.groups)}
+    return group_codes(table[schema.LABEL].combine_chunks(), codes, plan.scores)
 
 
 def _tally(values: npt.NDArray[Any]) -> Counter[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io import parquet, webdataset
-from dataprune_ray.io.corpus import Corpus, Reader, plan_fragments
+from dataprune_ray.io.corpus import Corpus, Reader, fragment_target, plan_fragments
 from dataprune_ray.io.filesystems import list_files, redact
 from dataprune_ray.io.parquet import ParquetReader
 from dataprune_ray.io.webdataset import WebDatasetReader
@@ -59,5 +59,5 @@ def open_corpus(config: CorpusConfig) -> Corpus:
         wanted = ", ".join(reader.suffixes)
         raise ConfigError("input", redact(config.input), f"no {name} files ({wanted}) there")
     schema, sources = reader.inspect(config.input, chosen)
-    fragments = plan_fragments(sources, config.fragment_rows)
+    fragments = plan_fragments(sources, config.fragment_rows or fragment_target(sources))
     return Corpus(config.input, name, schema, tuple(sources), fragments)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Protocol
 
 import pyarrow as pa
 
 from dataprune_ray.io.filesystems import FileInfo
+
+_FEW_FRAGMENTS = 16
+_LEAST_ROWS = 1024
+_MOST_ROWS = 65_536
 
 #: Metadata key of a batch under which a reader notes the columns that it has seen.
 MEMBERS = b"members"
@@ -58,6 +64,20 @@ class Fragment:
         """Deterministic file stem of everything that is written for this fragment."""
         digest = hashlib.blake2b(repr(self.spans).encode(), digest_size=6).hexdigest()
         return f"{self.index:06d}-{digest}"
+
+    def to_json(self) -> str:
+        """The fragment as text that `from_json` restores."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Fragment:
+        """What `to_json` described."""
+        content = json.loads(text)
+        spans = []
+        for span in content["spans"]:
+            groups = span.pop("groups")
+            spans.append(Span(**span, groups=tuple(groups) if groups is not None else None))
+        return cls(content["index"], tuple(spans))
 
     @property
     def rows(self) -> int | None:
@@ -130,6 +150,16 @@ class Reader(Protocol):
 
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
         """The smallest readable part of a span with rows ``first`` to ``last`` of its file."""
+
+
+def fragment_target(files: Sequence[SourceFile]) -> int:
+    """Rows of a fragment that suit a corpus: 65,536, and less where there would be few of them.
+
+    A power of two, so that a growing corpus seldom changes it.
+    """
+    rows = sum(file.rows or 0 for file in files)
+    wanted = 1 << int(math.log2(max(rows // _FEW_FRAGMENTS, 1)))
+    return min(max(wanted, _LEAST_ROWS), _MOST_ROWS)
 
 
 def plan_fragments(files: Sequence[SourceFile], target_rows: int) -> tuple[Fragment, ...]:
