@@ -29,7 +29,7 @@ from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.report import BadRow, Gallery, GalleryItem
 from dataprune_ray.tasks import run_tasks
 
-ITEMS = 12
+ITEMS = 10
 BAD_EXAMPLES = 20
 _THUMBNAIL = 96
 _TEXT_CHARACTERS = 400

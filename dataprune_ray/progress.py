@@ -19,20 +19,24 @@ class Progress:
         self.total = total
         self.done = 0
         self._fresh = 0
-        self._started = self._spoken = time.monotonic()
+        self._spoken = time.monotonic()
+        self._started: float | None = None  # first result: starting workers is not the rate
 
     def add(self, count: int, *, reused: bool = False) -> None:
-        """Count finished units; ``reused`` ones do not enter the rate."""
+        """Count finished units; reused ones and the first do not enter the rate."""
         self.done += count
-        self._fresh += 0 if reused else count
         now = time.monotonic()
+        if self._started is None and not reused:
+            self._started = now
+        elif not reused:
+            self._fresh += count
         if now - self._spoken >= _SECONDS_BETWEEN_LINES:
             self._spoken = now
             logger.info("%s", self.line(now))
 
     def line(self, now: float) -> str:
         """What to say at ``now``."""
-        rate = self._fresh / max(now - self._started, 1e-9)
+        rate = self._fresh / max(now - self._started, 1e-9) if self._started is not None else 0.0
         if self.total is None:
             return f"{self.stage}: {self.done:,} {self.unit}, {rate:,.0f} {self.unit}/s"
         share = 100.0 * self.done / max(self.total, 1)
