@@ -52,7 +52,11 @@ def parse(
 
 
 def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -> int:
-    """Call a job's body, print its errors on stderr and return the process's exit code."""
+    """Call a job's body, print its errors on stderr and return the process's exit code.
+
+    With ``as_json`` the last line on stdout is a JSON object with the exit code and what the body
+    returned, or the error; also where the error was not foreseen (exit code 1).
+    """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
     )
