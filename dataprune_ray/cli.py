@@ -67,6 +67,10 @@ def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a job's stderr
         result = {"error": str(error)}
         code = error.exit_code
+    except Exception as error:
+        logging.getLogger(__name__).exception("unexpected error")
+        result = {"error": f"{type(error).__name__}: {error}"}
+        code = 1
     if as_json():
         print(json.dumps({"exit_code": code, **result}), flush=True)  # noqa: T201 - its last line
     return code
