@@ -9,6 +9,7 @@ input of the last linear layer, or what the module's ``forward_features`` return
 from __future__ import annotations
 
 import importlib
+import io
 import math
 import os
 import sys
@@ -239,19 +240,20 @@ def _factory(name: str) -> Callable[[int], nn.Module]:
 # Checkpoints -------------------------------------------------------------------------------------
 
 
-def read_state(path: str, opened: Any) -> dict[str, Tensor]:
-    """State dict of an opened checkpoint; a ``state_dict`` entry and ``module.`` are unwrapped.
+def read_state(path: str, content: bytes) -> dict[str, Tensor]:
+    """State dict of a checkpoint's content; a ``state_dict`` entry and ``module.`` are unwrapped.
 
     Raises:
         ConfigError: not a state dict, or one that needs unpickling of code.
     """
     try:
         if path.endswith(".safetensors"):
-            loaded: Any = safetensors.torch.load(bytes(opened.read()))
+            loaded: Any = safetensors.torch.load(content)
         else:
-            loaded = torch.load(opened, map_location="cpu", weights_only=True)
+            loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # noqa: BLE001 - every loader has its own exceptions for a broken file
-        raise ConfigError("checkpoint", path, f"cannot be loaded safely: {error}") from None
+        reason = f"cannot be loaded safely: {type(error).__name__}: {error}"
+        raise ConfigError("checkpoint", path, reason) from None
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

@@ -23,7 +23,7 @@ from dataprune_ray.metrics import MetricOptions
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.progress import Progress
 from dataprune_ray.report import render
-from dataprune_ray.scoring import FragmentCount, ScorePlan, score
+from dataprune_ray.scoring import FragmentCount, ScorePlan, check_models, score
 from dataprune_ray.selecting import ScoreTable, select
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.training import TrainPlan, TrainResult, train
@@ -252,6 +252,8 @@ def _score(
         for fragment in corpus.fragments:
             if not exists(plan.path(fragment)):
                 raise ConfigError("scores", folder, f"has no scores of fragment {fragment.name}")
+    else:
+        check_models(plan)
     progress = Progress("scoring", "rows", corpus.rows)
     counts = score(
         plan,

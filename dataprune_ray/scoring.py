@@ -23,10 +23,12 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import ExactSum, seeded_hash
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.features import encode_example
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
     atomic_output,
@@ -169,6 +171,51 @@ def _committed(plan: ScorePlan, fragment: Fragment) -> FragmentCount:
     return FragmentCount(fragment.index, note["rows"], note["bad"], 0.0, members, reused=True)
 
 
+def load_model(spec: ModelSpec, path: str) -> nn.Module:
+    """A model with a checkpoint's weights, on the CPU.
+
+    Raises:
+        ConfigError: the checkpoint cannot be loaded safely or does not fit the model.
+    """
+    model = build_model(spec, spec.label.outputs)
+    load_state(model, read_state(path, read_bytes(path)), path)
+    return model
+
+
+def check_models(plan: ScorePlan) -> None:
+    """Load every checkpoint and run it on one empty input: what fails here would fail everywhere.
+
+    Raises:
+        ConfigError: a checkpoint does not fit, or the model does not take these features or does
+            not give one output per class.
+    """
+    spec = plan.model
+    example = encode_example(spec.features, image_transform(spec))
+    for path in plan.checkpoints if plan.needs else ():
+        tap = FeatureTap(load_model(spec, path).eval())
+        try:
+            with torch.no_grad():
+                outputs, features = tap(torch.from_numpy(example))
+        except (RuntimeError, TypeError, ValueError) as error:
+            shape = " x ".join(map(str, example.shape[1:]))
+            reason = f"does not take {shape} inputs: {error}"
+            raise ConfigError("model", spec.name, reason) from None
+        if outputs.ndim != 2 or outputs.shape[1] != spec.label.outputs:  # noqa: PLR2004
+            raise ConfigError(
+                "model",
+                spec.name,
+                f"gives outputs of shape {tuple(outputs.shape)} for {len(example)} rows, "
+                f"not ({len(example)}, {spec.label.outputs})",
+            )
+        if features is None and "features" in plan.needs:
+            names = ", ".join(n for n in plan.metrics if "features" in METRICS[n].needs)
+            raise ConfigError(
+                "metric",
+                names,
+                f"needs penultimate features; {spec.name} has no linear layer or forward_features",
+            )
+
+
 class FragmentScorer:
     """A Ray Data actor: loads the models once, then scores fragment after fragment."""
 
@@ -200,10 +247,7 @@ class Engine:
         self.autocast = _autocast(plan.precision, self.device)
 
     def _load(self, path: str) -> FeatureTap:
-        model = build_model(self.plan.model, self.plan.model.label.outputs)
-        with open_input(path) as file:
-            load_state(model, read_state(path, file), path)
-        return FeatureTap(model.to(self.device).eval())
+        return FeatureTap(load_model(self.plan.model, path).to(self.device).eval())
 
     def commit(self, fragment: Fragment) -> FragmentCount:
         """Score a fragment and commit its score file."""

@@ -8,7 +8,7 @@ into one why not. Pure functions over Arrow batches; nothing here opens a file.
 from __future__ import annotations
 
 from dataprune_ray.features.columns import column, top_level
-from dataprune_ray.features.encode import Encoded, encode, encode_labels
+from dataprune_ray.features.encode import Encoded, encode, encode_example, encode_labels
 from dataprune_ray.features.recognise import recognise
 from dataprune_ray.features.spec import FeatureSpec, LabelSpec, TabularColumn
 
@@ -19,6 +19,7 @@ __all__ = [
     "TabularColumn",
     "column",
     "encode",
+    "encode_example",
     "encode_labels",
     "recognise",
     "top_level",

@@ -61,6 +61,15 @@ def encode(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None
     return _tabular(spec, batch)
 
 
+def encode_example(spec: FeatureSpec, transform: Transform | None = None) -> Array:
+    """Two model inputs of zeros, as a batch: to see whether a model takes them."""
+    dtype = {"image": np.uint8, "text": np.int64}.get(spec.modality, np.float32)
+    rows = np.zeros((2, *spec.shape), dtype)
+    if transform is None:
+        return rows
+    return np.stack([np.asarray(transform(row)) for row in rows])
+
+
 def encode_labels(spec: LabelSpec, batch: pa.RecordBatch) -> tuple[Encoded, pa.Array]:
     """Class indices int64 or targets float32, and the labels as the score table stores them.
 

@@ -1,20 +1,24 @@
 """Paths and URIs to `pyarrow.fs` file systems; files that appear whole or not at all.
 
-A local file is written under a temporary name in its own folder, flushed to disk and renamed. An
-object store shows an object only when its upload completes, so there the final name is written.
+A local file is written under a temporary name in its own folder, flushed to disk and renamed. What
+goes to an object store is collected on this machine first and uploaded when it is complete: a store
+shows an object only at the end of its upload, but a stream that is given up ends it as well.
 """
 
 from __future__ import annotations
 
 import os
 import posixpath
+import re
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -23,6 +27,9 @@ from dataprune_ray.errors import ConfigError
 
 #: Prefix of files that are still being written; readers skip them.
 TEMPORARY_PREFIX = ".writing-"
+
+_PASSWORD = re.compile(r":(?!\d*$)")  # a colon that no port follows
+_SPOOL_BYTES = 64 << 20  # held in memory of a file that goes to an object store
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,8 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, inner = pafs.FileSystem.from_uri(path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise ConfigError("path", redact(path), f"not a usable URI: {error}") from None
+        reason = str(error).replace(path, redact(path))
+        raise ConfigError("path", redact(path), f"not a usable URI: {reason}") from None
     return filesystem, inner
 
 
@@ -53,22 +61,28 @@ def redact(path: str) -> str:
     """The path without user name, password and query, fit for messages and manifests."""
     if "://" not in path:
         return path
-    parts = urlsplit(path)
-    host = parts.netloc.rpartition("@")[2]
-    return f"{parts.scheme}://{host}{parts.path}"
+    scheme, _, rest = path.partition("?")[0].partition("://")
+    host, slash, inner = rest.partition("/")
+    bare = host.rpartition("@")[2]
+    if "@" not in host and _PASSWORD.search(host) and "@" in inner:  # a slash in the password
+        return f"{scheme}://{inner.rpartition('@')[2]}"
+    return f"{scheme}://{bare}{slash}{inner}"
 
 
 def join(root: str, *names: str) -> str:
-    """Append path parts to a path or URI; a URI's query stays at its end."""
-    base, mark, query = root.partition("?") if "://" in root else (root, "", "")
-    return posixpath.join(base.rstrip("/") or "/", *names) + mark + query
+    """Append plain path parts to a path or URI; a URI escapes them and keeps its query last."""
+    if "://" not in root:
+        return posixpath.join(root.rstrip("/") or "/", *names)
+    base, mark, query = root.partition("?")
+    quoted = [quote(name, safe="/=@:+,~!$&'()*") for name in names]
+    return posixpath.join(base.rstrip("/"), *quoted) + mark + query
 
 
 def list_files(root: str) -> list[FileInfo]:
     """Every regular file at or below ``root``, sorted by relative path.
 
     Hidden files and folders (``.``) and ``_`` markers are skipped, as every Parquet reader does.
-    A link that leaves the root is not followed.
+    A link that leaves the root is not followed, and a file that links show twice is listed once.
 
     Raises:
         ConfigError: nothing lies at ``root``.
@@ -79,16 +93,42 @@ def list_files(root: str) -> list[FileInfo]:
         return [_file_info(info, posixpath.basename(inner))]
     if info.type == pafs.FileType.NotFound:
         raise ConfigError("input", redact(root), "no such file or folder")
-    found = []
     prefix = inner.rstrip("/") + "/"
-    for entry in filesystem.get_file_info(pafs.FileSelector(inner, recursive=True)):
-        relative = entry.path.removeprefix(prefix)
-        if entry.type != pafs.FileType.File or _hidden(relative):
-            continue
-        if isinstance(filesystem, pafs.LocalFileSystem) and _escapes(entry.path, inner):
-            continue
-        found.append(_file_info(entry, relative))
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        entries = filesystem.get_file_info([prefix + path for path in _local_files(Path(inner))])
+    else:
+        entries = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
+    found = [
+        _file_info(entry, relative)
+        for entry in entries
+        if entry.type == pafs.FileType.File
+        and not _hidden(relative := entry.path.removeprefix(prefix))
+    ]
     return sorted(found, key=lambda file: file.path)
+
+
+def _local_files(root: Path) -> list[str]:
+    """Relative paths of the files below a folder, each once and under its real name if it can."""
+    real_root = root.resolve()
+    names: dict[Path, str] = {}
+    for folder, folders, files in os.walk(root, followlinks=True):
+        above = Path(folder).resolve()
+        folders[:] = sorted(n for n in folders if _inside(Path(folder, n), real_root, above))
+        for name in sorted(files):
+            path = Path(folder, name)
+            real = path.resolve()
+            relative = path.relative_to(root).as_posix()
+            if _hidden(relative) or not real.is_relative_to(real_root):
+                continue
+            if real not in names or real == real_root / relative:
+                names[real] = relative
+    return list(names.values())
+
+
+def _inside(folder: Path, root: Path, above: Path) -> bool:
+    """Whether to go down into a folder: not hidden, not a way out of the root or back up."""
+    real = folder.resolve()
+    return not _hidden(folder.name) and real.is_relative_to(root) and not above.is_relative_to(real)
 
 
 def _file_info(info: pafs.FileInfo, relative: str) -> FileInfo:
@@ -97,10 +137,6 @@ def _file_info(info: pafs.FileInfo, relative: str) -> FileInfo:
 
 def _hidden(relative: str) -> bool:
     return any(part.startswith((".", "_")) for part in relative.split("/"))
-
-
-def _escapes(path: str, root: str) -> bool:
-    return not Path(path).resolve().is_relative_to(Path(root).resolve())
 
 
 def corpus_path(root: str, relative: str) -> str:
@@ -134,8 +170,11 @@ def atomic_output(path: str) -> Iterator[Any]:
     filesystem, inner = resolve(path)
     folder, name = posixpath.split(inner)
     if not isinstance(filesystem, pafs.LocalFileSystem):
-        with filesystem.open_output_stream(inner) as stream:
-            yield stream
+        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+            yield spool
+            spool.seek(0)
+            with filesystem.open_output_stream(inner) as stream:
+                shutil.copyfileobj(spool, stream, 1 << 20)
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     temporary = Path(folder) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{name}"

@@ -16,6 +16,12 @@ import pyarrow as pa
 from dataprune_ray.cutoff import seeded_hash
 
 _KEY_HASH_KEY = "dataprune-ray-id"  # 16 bytes, as pandas asks
+_TEXTS = (
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+)
 
 
 def file_seed(file: str) -> int:
@@ -44,7 +50,9 @@ def key_hashes(keys: pa.Array) -> npt.NDArray[np.uint64]:
 
 
 def as_keys(column: pa.Array) -> pa.Array:
-    """A column as text keys: integers in decimal, strings as they are.
+    r"""A column as text keys: integers in decimal, strings as they are.
+
+    Bytes that are not UTF-8 are written as ``\xff``.
 
     Raises:
         pa.ArrowInvalid: the type has no exact text form (floating point, nested).
@@ -53,8 +61,24 @@ def as_keys(column: pa.Array) -> pa.Array:
     if pa.types.is_dictionary(kind):
         column = column.dictionary_decode()
         kind = column.type
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        return column.cast(pa.string())
+    if pa.types.is_fixed_size_binary(kind):
+        column = column.cast(pa.binary())
+    if any(is_text(column.type) for is_text in _TEXTS):
+        return _text(column)
     if pa.types.is_floating(kind) or pa.types.is_nested(kind):
         raise pa.ArrowInvalid(f"an id column must hold strings or integers, not {kind}")
     return column.cast(pa.string())
+
+
+def _text(column: pa.Array) -> pa.Array:
+    try:
+        text = column.cast(pa.string())
+        text.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = column.cast(pa.large_binary()).to_pylist()
+        return pa.array([_decoded(v) for v in raw], pa.string())
+    return text
+
+
+def _decoded(value: bytes | None) -> str | None:
+    return None if value is None else value.decode("utf-8", "backslashreplace")

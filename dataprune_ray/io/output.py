@@ -76,23 +76,40 @@ def claim(
         ConfigError: the directory holds something else, or a run of other settings.
     """
     run = {"settings": settings, "inputs": inputs}
-    if overwrite:
-        remove_run(root, keep_scores=keep_scores)
-    if exists(join(root, RUN_FILE)):
-        earlier = json.loads(read_bytes(join(root, RUN_FILE)))
+    content = (json.dumps(run, indent=2, sort_keys=True) + "\n").encode()
+    if overwrite and _entries(root):
+        remove_run(root, keep_scores=keep_scores, keep_run=True)
+        write_bytes(join(root, RUN_FILE), content)
+        return Output(root)
+    earlier = _earlier_run(root)
+    if earlier is not None:
         _refuse_difference(root, earlier, run)
         if exists(join(root, MANIFEST)):
             return Output(root, json.loads(read_bytes(join(root, MANIFEST))))
         if not resume:
             raise ConfigError("resume", False, f"{redact(root)} holds an unfinished run")
         return Output(root, resumed=True)
-    strangers = _entries(root) - ({"scores", "proxy"} if keep_scores else set())
+    ours = {"scores", "proxy"} if keep_scores else set()
+    strangers = {n for n in _entries(root) - ours if not n.startswith(TEMPORARY_PREFIX)}
     if strangers:
         raise ConfigError(
             "output", redact(root), f"is not empty and not a run's output: {sorted(strangers)[:3]}"
         )
-    write_bytes(join(root, RUN_FILE), (json.dumps(run, indent=2, sort_keys=True) + "\n").encode())
+    write_bytes(join(root, RUN_FILE), content)
     return Output(root)
+
+
+def _earlier_run(root: str) -> dict[str, Any] | None:
+    """What ``run.json`` says, where it is one of ours."""
+    if not exists(join(root, RUN_FILE)):
+        return None
+    try:
+        earlier = json.loads(read_bytes(join(root, RUN_FILE)))
+    except ValueError:
+        return None
+    if not isinstance(earlier, dict) or not isinstance(earlier.get("settings"), dict):
+        return None
+    return earlier if isinstance(earlier.get("inputs"), str) else None
 
 
 def _refuse_difference(root: str, earlier: dict[str, Any], run: dict[str, Any]) -> None:
@@ -114,19 +131,20 @@ def _refuse_difference(root: str, earlier: dict[str, Any], run: dict[str, Any]) 
         )
 
 
-def remove_run(root: str, *, keep_scores: bool = False) -> None:
+def remove_run(root: str, *, keep_scores: bool = False, keep_run: bool = False) -> None:
     """Delete the files that a run writes, and nothing else; the manifest goes first.
+
+    ``keep_run`` leaves ``run.json``: while it is there, the directory is known as a run's.
 
     Raises:
         ConfigError: the directory is not a run's output.
     """
-    entries = _entries(root)
-    if entries and RUN_FILE not in entries:
+    if _entries(root) and _earlier_run(root) is None:
         raise ConfigError(
             "output", redact(root), "is not a run's output (no run.json), so nothing is removed"
         )
     remove_file(join(root, MANIFEST))
-    kept = ("scores/", "proxy/") if keep_scores else ()
+    kept = (("scores/", "proxy/") if keep_scores else ()) + ((RUN_FILE,) if keep_run else ())
     files = [name for name in _files(root) if _OURS.fullmatch(name) and not name.startswith(kept)]
     for name in sorted(files, key=lambda name: name == RUN_FILE):
         remove_file(join(root, name))
@@ -146,6 +164,8 @@ def remove_leftovers(root: str, folders: tuple[str, ...]) -> None:
 
 def _entries(root: str) -> set[str]:
     filesystem, inner = resolve(root)
+    if filesystem.get_file_info(inner).type == pafs.FileType.File:
+        raise ConfigError("output", redact(root), "is a file, not a directory")
     found = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
     return {entry.base_name for entry in found}
 

@@ -124,16 +124,19 @@ def _read_span(
     reader = get_reader(plan.format)
     columns = columns_to_read(plan)
     batch_rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(plan.features.row_bytes, 1)))
+    batches = reader.read(plan.root, span, columns, batch_rows)
     done = 0
-    try:
-        for batch in reader.read(plan.root, span, columns, batch_rows):
-            yield _encode_batch(
-                plan, span.file, span.start + done, _noted(batch, plan.schema), transform
-            )
-            done += batch.num_rows
-    except READ_ERRORS as error:
-        yield from _failed(plan, span, done, f"file breaks off: {error}")
-        return
+    while True:
+        try:
+            batch = next(batches, None)
+        except READ_ERRORS as error:
+            yield from _failed(plan, span, done, f"file breaks off: {error}")
+            return
+        if batch is None:
+            break
+        noted = _noted(batch, plan.schema)
+        yield from _contained(plan, span.file, span.start + done, noted, transform)
+        done += batch.num_rows
     if span.rows is not None and done != span.rows:
         yield from _failed(plan, span, done, f"file ends early: {done} of {span.rows} rows")
 
@@ -144,6 +147,29 @@ def _noted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         batch.columns, schema=pa.schema(fields, batch.schema.metadata)
     )
+
+
+def _contained(
+    plan: RowPlan,
+    file: str,
+    start: int,
+    batch: pa.RecordBatch,
+    transform: Callable[[Any], Any] | None,
+) -> Iterator[RowBatch]:
+    """The batch encoded; where that fails, in halves, down to the row that is to blame."""
+    rows = batch.num_rows
+    try:
+        encoded = _encode_batch(plan, file, start, batch, transform)
+    except Exception as error:  # noqa: BLE001 - whatever a decoder raises, it is this row's
+        if rows == 1:
+            reason = f"row cannot be encoded: {type(error).__name__}: {error}"
+            yield from _failed(plan, Span(file, start, rows), 0, reason)
+            return
+        half = rows // 2
+        yield from _contained(plan, file, start, batch.slice(0, half), transform)
+        yield from _contained(plan, file, start + half, batch.slice(half), transform)
+    else:
+        yield encoded
 
 
 def _encode_batch(

@@ -2,6 +2,7 @@
 
 A sample's key is its members' path up to the first dot of the base name; the rest is the column.
 Values are the members' bytes as stored. A sample is the run of consecutive members with one key.
+An archive without its end mark was cut short: its last sample may lack members and is an error.
 Archives are read as streams and never unpacked, so no member name can reach the file system.
 """
 
@@ -12,7 +13,8 @@ import tarfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Literal
+from tarfile import HeaderError, ReadError
+from typing import Literal, Self
 
 import pyarrow as pa
 
@@ -25,6 +27,7 @@ MAX_MEMBER_BYTES = 1 << 30
 _PROBE_SAMPLES = 64
 _PROBE_FILES = 4
 _BATCH_BYTES = 64 << 20
+_BLOCK = 1 << 20
 
 Sample = dict[str, bytes | str]
 
@@ -98,7 +101,7 @@ def _samples(path: str, members: set[str], wanted: set[str] | None = None) -> It
         mode: Literal["r|", "r|gz"] = (
             "r|gz" if path.partition("?")[0].endswith(("gz", "tgz")) else "r|"
         )
-        with tarfile.open(fileobj=opened, mode=mode) as archive:
+        with tarfile.open(fileobj=opened, mode=mode, tarinfo=_Member) as archive:
             for member in archive:
                 if not member.isfile():
                     continue
@@ -119,11 +122,28 @@ def _samples(path: str, members: set[str], wanted: set[str] | None = None) -> It
                         )
                     content = archive.extractfile(member)
                     sample[extension] = content.read() if content is not None else b""
-    if sample:
-        yield sample
+            if sample:
+                yield sample
+            while rest := archive.fileobj.read(_BLOCK):
+                if rest.strip(b"\0"):
+                    raise ReadError("data after the end of the archive")
+
+
+class _Member(tarfile.TarInfo):
+    """A member whose header must be whole: `tarfile` takes a damaged one for the archive's end."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile: tarfile.TarFile) -> Self:
+        try:
+            return super().fromtarfile(tarfile)
+        except HeaderError as error:
+            if type(error).__name__ == "EOFHeaderError" or tarfile.offset == 0:
+                raise
+            raise ReadError(f"{error} at byte {tarfile.offset}") from None
 
 
 def _split(name: str) -> tuple[str, str]:
+    name = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
     return folder + slash + stem, extension.lower() if stem else ""
