@@ -109,25 +109,29 @@ def list_files(root: str) -> list[FileInfo]:
 
 def _local_files(root: Path) -> list[str]:
     """Relative paths of the files below a folder, each once and under its real name if it can."""
-    real_root = root.resolve()
+    real_root = _real(root)
     names: dict[Path, str] = {}
     for folder, folders, files in os.walk(root, followlinks=True):
-        above = Path(folder).resolve()
+        above = _real(Path(folder))
         folders[:] = sorted(n for n in folders if _inside(Path(folder, n), real_root, above))
         for name in sorted(files):
             path = Path(folder, name)
-            real = path.resolve()
+            real = _real(path)
             relative = path.relative_to(root).as_posix()
-            if _hidden(relative) or not real.is_relative_to(real_root):
+            if _hidden(relative) or not (real.is_relative_to(real_root) and path.is_file()):
                 continue
             if real not in names or real == real_root / relative:
                 names[real] = relative
     return list(names.values())
 
 
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve at ease with circular links
+
+
 def _inside(folder: Path, root: Path, above: Path) -> bool:
     """Whether to go down into a folder: not hidden, not a way out of the root or back up."""
-    real = folder.resolve()
+    real = _real(folder)
     return not _hidden(folder.name) and real.is_relative_to(root) and not above.is_relative_to(real)
 
 
