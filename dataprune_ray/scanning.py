@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from dataprune_ray.cutoff import ExactSum
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, TabularColumn, column, top_level
-from dataprune_ray.features.encode import numeric, plain_labels
+from dataprune_ray.features.encode import cast_labels, numeric
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.rows import RowPlan
@@ -119,7 +119,8 @@ def _scan_fragment(plan: RowPlan, fragment: Fragment) -> _Seen:
                 for name in numbers:
                     _add(seen, name, numeric(column(batch, name)))
                 if label is not None and label.column is not None:
-                    _add_labels(seen, label, plain_labels(column(batch, label.column)))
+                    values, _ = cast_labels(column(batch, label.column), label)
+                    _add_labels(seen, label, values)
         except READ_ERRORS:
             continue
     return seen
@@ -134,13 +135,7 @@ def _add(seen: _Seen, name: str, values: npt.NDArray[np.float64]) -> None:
 
 def _add_labels(seen: _Seen, label: LabelSpec, values: pa.Array) -> None:
     if label.task == "regression":
-        try:
-            numbers = values.cast(pa.float64())
-        except pa.ArrowInvalid:
-            return
-        _add(seen, "", numeric(numbers))
-        return
-    if label.stored == "int64" and not pa.types.is_integer(values.type):
+        _add(seen, "", numeric(values))
         return
     for entry in pc.value_counts(values.drop_null().cast(pa.string())):
         seen.labels[entry["values"].as_py()] += entry["counts"].as_py()

@@ -6,17 +6,28 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 from PIL import Image
 
 from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.features.columns import column, top_level
-from dataprune_ray.features.encode import plain_labels, raw_layout, stored_shape
+from dataprune_ray.features.columns import (
+    as_bytes,
+    column,
+    is_text,
+    leads_somewhere,
+    top_level,
+)
+from dataprune_ray.features.encode import (
+    cast_labels,
+    load_array,
+    plain_labels,
+    raw_layout,
+    stored_shape,
+    to_chw,
+)
 from dataprune_ray.features.spec import (
     TEXT_TOKENS,
     FeatureSpec,
@@ -30,6 +41,8 @@ IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gi
 _NOT_FEATURES = frozenset({"id", "idx", "index", "__key__", "clean_label", "uid", "uuid"})
 _MIXED_IMAGE_SIZE = 224
 _WORDS_OF_A_TEXT = 2.5
+_NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
+_LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
 
 
 @dataclass(frozen=True)
@@ -54,9 +67,12 @@ def recognise(config: CorpusConfig, schema: pa.Schema, sample: pa.RecordBatch) -
     names = config.features or _feature_columns(config, schema, sample, label.column)
     for name in names:
         _require("features", name, schema)
+        if name == label.column:
+            raise ConfigError("features", name, "is the label")
     if config.id_column is not None:
         _require("id_column", config.id_column, schema)
     modality = config.modality if config.modality != "auto" else _modality(names, schema, sample)
+    _check_modality(modality, names, schema, sample)
     builders = {"image": _image, "tensor": _tensor, "text": _text, "tabular": _tabular}
     features = builders[modality](config, tuple(names), schema, sample)
     how = "as asked" if config.modality != "auto" else "recognised"
@@ -66,10 +82,14 @@ def recognise(config: CorpusConfig, schema: pa.Schema, sample: pa.RecordBatch) -
 
 
 def _require(field: str, name: str, schema: pa.Schema) -> None:
+    if leads_somewhere(name, schema):
+        return
     try:
-        top_level(name, schema)
+        head = top_level(name, schema)
     except KeyError:
         raise ConfigError(field, name, f"no such column; the corpus has {schema.names}") from None
+    kind = schema.field(head).type
+    raise ConfigError(field, name, f"leads nowhere: column {head!r} is {kind}")
 
 
 # Labels ------------------------------------------------------------------------------------------
@@ -83,7 +103,8 @@ def _label(
         return LabelSpec(None)
     name = config.label
     if name is None:
-        name = next((n for n in LABEL_NAMES if _is_label(n, schema, sample)), None)
+        known = [n for n in schema.names if n.lower() in LABEL_NAMES and n not in LABEL_NAMES]
+        name = next((n for n in (*LABEL_NAMES, *known) if _is_label(n, schema, sample)), None)
         if name is None:
             notes.append("no label column recognised; --label names one")
             return LabelSpec(None)
@@ -93,6 +114,8 @@ def _label(
     if pa.types.is_nested(values.type):
         raise ConfigError("label", name, f"a label must be a number or a string, not {values.type}")
     floating = pa.types.is_floating(values.type)
+    if pa.types.is_string(values.type):
+        values = _mostly_numbers(column(sample, name), values)
     task = config.task if config.task != "auto" else "regression" if floating else "classification"
     if task == "regression":
         return LabelSpec(name, "regression", "float64")
@@ -102,13 +125,19 @@ def _label(
     names = class_names(schema, name)
     count = config.num_classes or (len(names) if names else None)
     classes = tuple(map(str, range(count))) if count and stored == "int64" else ()
-    return LabelSpec(name, "classification", stored, classes, names or classes)
+    return LabelSpec(name, "classification", stored, classes, names + classes[len(names) :])
+
+
+def _mostly_numbers(raw: pa.Array, texts: pa.Array) -> pa.Array:
+    """Bytes as integers where more than half of them are: the others are bad rows."""
+    if not (pa.types.is_binary(raw.type) or pa.types.is_large_binary(raw.type)):
+        return texts
+    numbers, bad = cast_labels(raw, LabelSpec(None))
+    return numbers if 2 * len(bad) < len(raw) - raw.null_count else texts
 
 
 def _is_label(name: str, schema: pa.Schema, sample: pa.RecordBatch) -> bool:
-    try:
-        top_level(name, schema)
-    except KeyError:
+    if not leads_somewhere(name, schema):
         return False
     return bool(column(sample, name).null_count < max(sample.num_rows, 1)) or sample.num_rows == 0
 
@@ -138,7 +167,8 @@ def _feature_columns(
 ) -> tuple[str, ...]:
     taken = {config.id_column, label, (label or "").partition(".")[0]}
     taken |= {(config.id_column or "").partition(".")[0]}
-    names = [n for n in schema.names if n not in taken and n not in _NOT_FEATURES and n != "json"]
+    skipped = _NOT_FEATURES | {"json"}
+    names = [n for n in schema.names if n not in taken and n.lower() not in skipped]
     kinds = {name: _kind(name, schema, sample) for name in names}
     wanted = config.modality
     for modality in ("image", "tensor", "text"):
@@ -165,54 +195,92 @@ def _modality(names: Sequence[str], schema: pa.Schema, sample: pa.RecordBatch) -
     return "tabular"
 
 
+def _check_modality(
+    modality: str, names: Sequence[str], schema: pa.Schema, sample: pa.RecordBatch
+) -> None:
+    """Refuse columns that cannot be read as the modality that was asked for."""
+    for name in names:
+        values = column(sample, name)
+        kind = values.type
+        number = any(is_kind(kind) for is_kind in _NUMBERS)
+        layout = raw_layout(name, schema)
+        if modality == "text":
+            fits, wanted = is_text(kind), "text or bytes"
+        elif modality == "tabular":
+            fits, wanted = number or is_text(kind) or pa.types.is_temporal(kind), "number or text"
+        elif modality == "image" and (layout is not None or stored_shape(kind) is not None):
+            shape = layout[1] if layout is not None else stored_shape(kind) or ()
+            value = pa.from_numpy_dtype(layout[0]) if layout is not None else _value_type(kind)
+            fits, wanted = _like_image(shape, value), "uint8 (H, W), (H, W, C) or (C, H, W)"
+        elif modality == "image":
+            fits, wanted = is_text(kind) or _is_image_struct(kind), "encoded image"
+        else:
+            nested = isinstance(kind, pa.FixedShapeTensorType) or _is_list(kind)
+            fits, wanted = is_text(kind) or (nested and _like_numbers(kind)), "list of numbers"
+        if not fits:
+            raise ConfigError("features", name, f"a column of {kind} is no {modality}: no {wanted}")
+
+
 def _kind(name: str, schema: pa.Schema, sample: pa.RecordBatch) -> str:
     """One of image, tensor, text, category, number, other."""
-    stored = schema.field(top_level(name, schema))
     values = column(sample, name)
     kind = values.type
-    if pa.types.is_struct(kind):
-        return "image" if {f.name for f in kind} >= {"bytes"} else "other"
-    if isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_nested(kind):
+    if _is_image_struct(kind):
+        return "image"
+    if (isinstance(kind, pa.FixedShapeTensorType) or _is_list(kind)) and _like_numbers(kind):
         shape = stored_shape(kind) or ()
         return "image" if _like_image(shape, _value_type(kind)) else "tensor"
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        layout = raw_layout(stored)
+        layout = raw_layout(name, schema)
         if layout is not None:
             return "image" if _like_image(layout[1], pa.from_numpy_dtype(layout[0])) else "tensor"
         return _kind_of_bytes(name, values)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        texts = [t for t in values.to_pylist() if t]
+        texts = [t for t in as_bytes(values) if t]
         words = np.mean([len(t.split()) for t in texts]) if texts else 0.0
         return "text" if words >= _WORDS_OF_A_TEXT else "category"
-    numbers = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
-    return "number" if any(is_kind(kind) for is_kind in numbers) else "other"
+    return "number" if any(is_kind(kind) for is_kind in _NUMBERS) else "other"
 
 
 def _kind_of_bytes(name: str, values: pa.Array) -> str:
     if name in IMAGE_MEMBERS:
         return "image"
-    first = next((v for v in values.to_pylist() if v), b"")
-    if first[:6] == b"\x93NUMPY":
-        array = _load_array(first)
-        return "image" if _like_image(array.shape, pa.from_numpy_dtype(array.dtype)) else "tensor"
     if name == "txt":
         return "text"
+    kinds = (_kind_of_payload(payload) for payload in values.to_pylist() if payload)
+    return next((kind for kind in kinds if kind is not None), "other")
+
+
+def _kind_of_payload(payload: bytes) -> str | None:
+    """What one value is, or None where that cannot be told."""
     try:
-        with Image.open(io.BytesIO(first)):
+        if payload[:6] == b"\x93NUMPY":
+            array = load_array(payload)
+            like = _like_image(array.shape, pa.from_numpy_dtype(array.dtype))
+            return "image" if like else "tensor"
+        with Image.open(io.BytesIO(payload)):
             return "image"
-    except (OSError, ValueError, SyntaxError):
-        return "other"
-
-
-def _load_array(payload: bytes) -> npt.NDArray[Any]:
-    array: npt.NDArray[Any] = np.load(io.BytesIO(payload), allow_pickle=False)
-    return array
+    except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
+        return None
 
 
 def _value_type(kind: pa.DataType) -> pa.DataType:
-    while isinstance(kind, pa.FixedShapeTensorType) or pa.types.is_nested(kind):
+    while isinstance(kind, pa.FixedShapeTensorType) or _is_list(kind):
         kind = kind.value_type
     return kind
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return any(is_kind(kind) for is_kind in _LISTS)
+
+
+def _like_numbers(kind: pa.DataType) -> bool:
+    value = _value_type(kind)
+    return any(is_kind(value) for is_kind in _NUMBERS)
+
+
+def _is_image_struct(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
 
 
 def _like_image(shape: tuple[int, ...], value: pa.DataType) -> bool:
@@ -226,7 +294,7 @@ def _image(
 ) -> FeatureSpec:
     name = _single(names, "image")
     values = column(sample, name)
-    layout = raw_layout(schema.field(top_level(name, schema)))
+    layout = raw_layout(name, schema)
     shape = layout[1] if layout is not None else stored_shape(values.type)
     size = config.image_size
     if shape is None:
@@ -238,18 +306,10 @@ def _image(
             size = _MIXED_IMAGE_SIZE
         chw = (channels, size, size) if size else (channels, *shapes[0][1:])
     else:
-        chw = _to_chw(shape)
+        chw = to_chw(shape)
         if size is not None and chw[1:] != (size, size):
             raise ConfigError("image_size", size, "applies to encoded images, not to pixel arrays")
     return FeatureSpec("image", names, chw, size, config.max_pixels)
-
-
-def _to_chw(shape: tuple[int, ...]) -> tuple[int, int, int]:
-    if len(shape) == 2:  # noqa: PLR2004
-        return (1, shape[0], shape[1])
-    if shape[-1] in (1, 3):
-        return (shape[2], shape[0], shape[1])
-    return (shape[0], shape[1], shape[2])
 
 
 def _payloads(values: pa.Array) -> list[bytes]:
@@ -262,11 +322,11 @@ def _image_shape(payload: bytes | None) -> tuple[int, int, int] | None:
         return None
     try:
         if payload[:6] == b"\x93NUMPY":
-            return _to_chw(_load_array(payload).shape)
+            return to_chw(load_array(payload).shape)
         with Image.open(io.BytesIO(payload)) as image:
-            grey = image.mode in ("1", "L", "LA", "I", "I;16", "F")
+            grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
             return (1 if grey else 3, image.height, image.width)
-    except (OSError, ValueError, SyntaxError, IndexError, Image.DecompressionBombError):
+    except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
         return None
 
 
@@ -278,18 +338,33 @@ def _tensor(
 ) -> FeatureSpec:
     name = _single(names, "tensor")
     values = column(sample, name)
-    layout = raw_layout(schema.field(top_level(name, schema)))
+    layout = raw_layout(name, schema)
     shape = layout[1] if layout is not None else stored_shape(values.type)
-    if shape is None and pa.types.is_nested(values.type):
-        lengths = [len(v) for v in values.to_pylist() if v is not None]
-        shape = (max(set(lengths), key=lengths.count),) if lengths else None
     if shape is None:
-        shape = next(
-            (_load_array(v).shape for v in _payloads(values) if v[:6] == b"\x93NUMPY"), None
+        nested = pa.types.is_nested(values.type)
+        shapes = list(
+            filter(None, map(_nested_shape if nested else _npy_shape, values.to_pylist()))
         )
+        shape = max(shapes, key=shapes.count) if shapes else None
     if shape is None:
         raise ConfigError("features", name, "its shape cannot be told from the first rows")
     return FeatureSpec("tensor", names, tuple(shape))
+
+
+def _nested_shape(value: object) -> tuple[int, ...] | None:
+    """Shape of nested lists, or None where they are ragged or empty."""
+    if not isinstance(value, list):
+        return ()
+    inner = {_nested_shape(item) for item in value}
+    only = inner.pop() if len(inner) == 1 else None
+    return None if only is None else (len(value), *only)
+
+
+def _npy_shape(payload: bytes | None) -> tuple[int, ...] | None:
+    try:
+        return load_array(payload).shape if payload else None
+    except ValueError:
+        return None
 
 
 def _text(

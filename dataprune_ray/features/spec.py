@@ -13,7 +13,7 @@ Modality = Literal["image", "tensor", "tabular", "text"]
 CATEGORY_BUCKETS = 64
 #: Tokens kept of one text, and the size of the hashed vocabulary (token 0 is padding).
 TEXT_TOKENS = 256
-TEXT_BUCKETS = 1 << 18
+TEXT_BUCKETS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class FeatureSpec:
     image_size: int | None = None
     max_pixels: int = 64_000_000
     any_size: bool = False  # the model's own transform brings images to one shape
+    fit: bool = False  # images of other sizes are scaled and cropped to `shape`
     tabular: tuple[TabularColumn, ...] = ()
 
     @property
