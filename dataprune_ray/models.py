@@ -26,7 +26,7 @@ from dataprune_ray.config import CorpusConfig, ModelConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features.spec import TEXT_BUCKETS, FeatureSpec, LabelSpec
 
-_TEXT_DIMENSIONS = 64
+_TEXT_DIMENSIONS = 32
 _ARTICLE_HIDDEN = (512, 256, 128)
 _SMALL_IMAGE = 1024  # pixels up to which a grey image goes to the mlp by default
 

@@ -19,27 +19,28 @@ from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, write_bytes
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, remove_leftovers
 from dataprune_ray.io.webdataset import with_members
-from dataprune_ray.metrics import MetricOptions
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.progress import Progress
 from dataprune_ray.report import render
-from dataprune_ray.scoring import FragmentCount, ScorePlan, check_models, score
+from dataprune_ray.scoring import FragmentCount, check_models, score
 from dataprune_ray.selecting import ScoreTable, select
 from dataprune_ray.strategies import ScoreInfo
-from dataprune_ray.training import TrainPlan, TrainResult, train
+from dataprune_ray.training import TrainResult, train
 from dataprune_ray.understanding import (
     Understanding,
     check_names,
     complete,
+    need_labels_for_proxy,
     restore,
     save,
+    score_plan,
+    train_plan,
     understand,
 )
 from dataprune_ray.writing import Decided, WritePlan, Written, decide, plan_parts, write_parts
 
 logger = logging.getLogger("dataprune")
 
-#: Scoring GPUs also train the proxy.
 _PROXY_FOLDER = "proxy"
 
 
@@ -188,24 +189,12 @@ def _train_proxies(
     model = config.model
     if model.checkpoint or config.run.scores is not None or not understanding.needs_model:
         return []
-    if understanding.label.column is None:
-        raise ConfigError(
-            "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
-        )
+    need_labels_for_proxy(understanding)
     plans = [
-        TrainPlan(
-            rows=understanding.rows.sampled(model.proxy_fraction),
-            model=understanding.model,
-            checkpoint=output.path(_PROXY_FOLDER, f"seed-{seed}.safetensors"),
-            seed=config.select.seed + seed,
-            epochs=model.proxy_epochs,
-            batch_size=model.proxy_batch_size,
-            learning_rate=model.proxy_learning_rate,
-            memory_bytes=model.proxy_memory_mb << 20,
-            workers=model.proxy_workers,
-            num_gpus=config.score.num_gpus,
+        train_plan(
+            config, understanding, index, output.path(_PROXY_FOLDER, f"seed-{index}.safetensors")
         )
-        for seed in range(model.proxy_seeds)
+        for index in range(model.proxy_seeds)
     ]
     logger.info("training %d proxy models (%s)", len(plans), understanding.model.name)
     return train(plans, _say_trained)
@@ -237,17 +226,8 @@ def _score(
 ) -> tuple[list[FragmentCount], Corpus, str]:
     """The score table: its counts, the corpus with all its columns, and where the table lies."""
     folder = config.run.scores or output.path("scores")
-    plan = ScorePlan(
-        rows=understanding.rows,
-        model=understanding.model,
-        checkpoints=config.model.checkpoint or tuple(proxy.checkpoint for proxy in proxies),
-        metrics=tuple(metric.name for metric in understanding.metrics),
-        options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
-        folder=folder,
-        batch_size=config.score.batch_size,
-        precision=config.score.precision,
-        use_gpu=config.score.num_gpus > 0,
-    )
+    checkpoints = config.model.checkpoint or tuple(proxy.checkpoint for proxy in proxies)
+    plan = score_plan(config, understanding, checkpoints, folder)
     if config.run.scores is not None:
         for fragment in corpus.fragments:
             if not exists(plan.path(fragment)):

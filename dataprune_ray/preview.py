@@ -21,15 +21,19 @@ import pyarrow as pa
 from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
-from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.rows import RowPlan
-from dataprune_ray.metrics import MetricOptions
-from dataprune_ray.scoring import Engine, Pool, ScorePlan, fitted_in_memory
+from dataprune_ray.scoring import Engine, Pool, check_models, fitted_in_memory
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.tasks import run_tasks
-from dataprune_ray.training import TrainPlan, fit
-from dataprune_ray.understanding import Understanding
+from dataprune_ray.training import fit
+from dataprune_ray.understanding import (
+    Understanding,
+    need_labels_for_proxy,
+    score_plan,
+    train_plan,
+)
 
 _FRAGMENTS = 32
 _SHOWN = 20
@@ -175,35 +179,12 @@ def _score_sample(work: _Work) -> _Sample:
     with tempfile.TemporaryDirectory(prefix="dataprune-preview-") as folder:
         checkpoints, update_seconds = config.model.checkpoint, 0.0
         if not checkpoints and understanding.needs_model:
-            if understanding.label.column is None:
-                raise ConfigError(
-                    "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
-                )
-            result = fit(
-                TrainPlan(
-                    rows=work.rows,
-                    model=understanding.model,
-                    checkpoint=f"{folder}/proxy.safetensors",
-                    seed=config.select.seed,
-                    epochs=config.model.proxy_epochs,
-                    batch_size=config.model.proxy_batch_size,
-                    learning_rate=config.model.proxy_learning_rate,
-                    memory_bytes=config.model.proxy_memory_mb << 20,
-                    num_gpus=config.score.num_gpus,
-                )
-            )
+            need_labels_for_proxy(understanding)
+            proxy = train_plan(config, understanding, 0, f"{folder}/proxy.safetensors")
+            result = fit(replace(proxy, rows=work.rows, workers=0))
             checkpoints, update_seconds = (result.checkpoint,), result.seconds / result.updates
-        plan = ScorePlan(
-            rows=work.rows,
-            model=understanding.model,
-            checkpoints=checkpoints,
-            metrics=tuple(metric.name for metric in understanding.metrics),
-            options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
-            folder=folder,
-            batch_size=config.score.batch_size,
-            precision=config.score.precision,
-            use_gpu=config.score.num_gpus > 0,
-        )
+        plan = replace(score_plan(config, understanding, checkpoints, folder), rows=work.rows)
+        check_models(plan)
         engine = Engine(plan)
         started = time.perf_counter()
         parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]
@@ -234,7 +215,9 @@ def _expected(
     model = config.model
     classes: tuple[Share, ...] = ()
     if understanding.label.task == "classification" and understanding.label.column is not None:
-        classes = _shares(labels, kept, rows, {}, understanding.label.classes)
+        classes = _named(
+            understanding, _shares(labels, kept, rows, {}, understanding.label.classes)
+        )
     updates = model.proxy_epochs * math.ceil(rows * model.proxy_fraction / model.proxy_batch_size)
     rounds = math.ceil(model.proxy_seeds / max(pool.actors, 1))
     models = 1 if model.checkpoint else model.proxy_seeds
@@ -299,6 +282,12 @@ def _shares(
             size = known.get(name, round(rows * total[name] / len(names)))
             shares.append(Share(name, total[name], size, round(size * chosen[name] / total[name])))
     return tuple(shares)
+
+
+def _named(understanding: Understanding, shares: tuple[Share, ...]) -> tuple[Share, ...]:
+    label = understanding.label
+    names = dict(zip(label.classes, label.names or label.classes, strict=False))
+    return tuple(replace(share, name=names.get(share.name, share.name)) for share in shares)
 
 
 def _rows_by_bytes(corpus: Corpus, sampled: pa.Table) -> int:

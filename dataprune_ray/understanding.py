@@ -16,10 +16,12 @@ from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, read_bytes, write_bytes
 from dataprune_ray.io.rows import RowPlan
-from dataprune_ray.metrics import Metric, check_metrics, get_metric
+from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
+from dataprune_ray.scoring import ScorePlan
 from dataprune_ray.strategies import Strategy, get_strategy
+from dataprune_ray.training import TrainPlan
 
 _SAMPLE_ROWS = 256
 _PLAN_FILE = "_plan.json"  # hidden from Parquet readers by its name
@@ -103,6 +105,54 @@ def first_rows(corpus: Corpus) -> pa.RecordBatch:
     if problem is not None:
         raise BadDataError(f"input={corpus.root!r}: no file can be read: {problem}")
     return pa.RecordBatch.from_pylist([], schema=corpus.schema)
+
+
+def score_plan(
+    config: PruneConfig, understanding: Understanding, checkpoints: tuple[str, ...], folder: str
+) -> ScorePlan:
+    """What scoring actors are told, to write the score table into ``folder``."""
+    return ScorePlan(
+        rows=understanding.rows,
+        model=understanding.model,
+        checkpoints=checkpoints,
+        metrics=tuple(metric.name for metric in understanding.metrics),
+        options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
+        folder=folder,
+        batch_size=config.score.batch_size,
+        precision=config.score.precision,
+        use_gpu=config.score.num_gpus > 0,
+    )
+
+
+def train_plan(
+    config: PruneConfig, understanding: Understanding, index: int, checkpoint: str
+) -> TrainPlan:
+    """The proxy run of one seed."""
+    model = config.model
+    return TrainPlan(
+        rows=understanding.rows.sampled(model.proxy_fraction),
+        model=understanding.model,
+        checkpoint=checkpoint,
+        seed=config.select.seed + index,
+        epochs=model.proxy_epochs,
+        batch_size=model.proxy_batch_size,
+        learning_rate=model.proxy_learning_rate,
+        memory_bytes=model.proxy_memory_mb << 20,
+        workers=model.proxy_workers,
+        num_gpus=config.score.num_gpus,
+    )
+
+
+def need_labels_for_proxy(understanding: Understanding) -> None:
+    """A proxy learns the label: refuse where there is none.
+
+    Raises:
+        ConfigError: the corpus is unlabelled.
+    """
+    if understanding.label.column is None:
+        raise ConfigError(
+            "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
+        )
 
 
 def complete(understanding: Understanding) -> Understanding:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -40,6 +41,7 @@ LABEL_NAMES = ("label", "labels", "target", "class", "cls", "json.label", "fine_
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gif", "tif", "tiff")
 _NOT_FEATURES = frozenset({"id", "idx", "index", "__key__", "clean_label", "uid", "uuid"})
 _MIXED_IMAGE_SIZE = 224
+_ONE_SIZE = 0.8  # share of images of one size from which the others count as bad rows
 _WORDS_OF_A_TEXT = 2.5
 _NUMBERS = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean, pa.types.is_decimal)
 _LISTS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
@@ -301,10 +303,11 @@ def _image(
         shapes = [s for s in map(_image_shape, _payloads(values)) if s is not None]
         if not shapes:
             raise BadDataError(f"features={name!r}: none of the first {len(values)} images decodes")
-        channels = max(s[0] for s in shapes)
-        if size is None and len({s[1:] for s in shapes}) > 1:
+        ((channels, _),) = Counter(s[0] for s in shapes).most_common(1)
+        ((usual, count),) = Counter(s[1:] for s in shapes).most_common(1)
+        if size is None and count < _ONE_SIZE * len(shapes):
             size = _MIXED_IMAGE_SIZE
-        chw = (channels, size, size) if size else (channels, *shapes[0][1:])
+        chw = (channels, size, size) if size else (channels, *usual)
     else:
         chw = to_chw(shape)
         if size is not None and chw[1:] != (size, size):
