@@ -16,7 +16,8 @@ from torch.nn import functional
 from dataprune_ray.metrics.base import Metric, ModelOutputs
 from dataprune_ray.metrics.error import length, per_model_loss, residuals
 
-_CHUNK = 32  # samples differentiated at once: memory is this many times the parameters
+_CHUNK = 32  # samples differentiated at once, at most,
+_CHUNK_BYTES = 512 << 20  # and only so many that their gradients need no more than this
 
 
 def _grad_norm(outputs: ModelOutputs) -> Tensor:
@@ -51,13 +52,14 @@ def _sample_norms(model: nn.Module, inputs: Tensor, labels: Tensor, *, regressio
             return (output[0, 0] - label) ** 2
         return functional.cross_entropy(output, label[None])
 
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0), chunk_size=_CHUNK)(
-        parameters, inputs, labels
-    )
-    total = torch.zeros(len(inputs), device=inputs.device)
-    for gradient in gradients.values():
-        total += gradient.flatten(1).square().sum(dim=1)
-    return total.sqrt()
+    def squared_norm(row: Tensor, label: Tensor) -> Tensor:
+        gradients: dict[str, Tensor] = grad(loss)(parameters, row, label)
+        return torch.stack([g.square().sum() for g in gradients.values()]).sum()
+
+    size = sum(p.numel() * p.element_size() for p in parameters.values())
+    chunk = max(1, min(_CHUNK, _CHUNK_BYTES // max(size, 1)))
+    norms: Tensor = vmap(squared_norm, chunk_size=chunk)(inputs, labels)
+    return norms.sqrt()
 
 
 def _loss_grad(outputs: ModelOutputs) -> Tensor:
