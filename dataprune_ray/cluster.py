@@ -15,6 +15,7 @@ from dataprune_ray.config import ScoreConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.scoring import Pool
 
+_HERE = "this machine"
 _LOCAL_STORE_BYTES = 512 << 20
 
 
@@ -25,6 +26,7 @@ class Cluster:
     cpus: float
     gpus: float
     where: str
+    local: bool
 
 
 @contextmanager
@@ -40,14 +42,14 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     where = "a Ray that was already running"
     if not ray.is_initialized():
         address = address or os.environ.get("RAY_ADDRESS")
-        where = f"the cluster at {address}" if address else "this machine"
+        where = f"the cluster at {address}" if address else _HERE
         _init(address)
         started = True
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         found = ray.cluster_resources()
-        yield Cluster(found.get("CPU", 1.0), found.get("GPU", 0.0), where)
+        yield Cluster(found.get("CPU", 0.0), found.get("GPU", 0.0), where, where == _HERE)
     finally:
         if started:
             ray.shutdown()
@@ -70,12 +72,15 @@ def pool_of(config: ScoreConfig, found: Cluster) -> Pool:
     """Actors and their resources: one CPU each, with one left for everything else.
 
     On one or two CPUs an actor asks for half of one, because the engine's own tasks need a share.
+    A cluster that grows on demand may show fewer CPUs now than ``actors`` asks for.
     """
     if config.num_gpus:
-        most = int(found.gpus / config.num_gpus) or 1
+        most = max(1, int(found.gpus / config.num_gpus))
         return Pool(config.actors or most, 1.0 if found.cpus > found.gpus else 0.5, config.num_gpus)
+    if config.actors and not found.local:
+        return Pool(config.actors, min(1.0, max(found.cpus - 1.0, 0.5)), 0.0)
     if found.cpus <= 2:  # noqa: PLR2004
         actors = config.actors or max(1, int(found.cpus))
-        return Pool(actors, 0.5 * max(1, int(found.cpus)) / max(actors, int(found.cpus)), 0.0)
+        return Pool(actors, min(0.5, max(found.cpus, 1.0) / 2 / actors), 0.0)
     actors = config.actors or int(found.cpus) - 1
     return Pool(actors, min(1.0, (found.cpus - 1) / actors), 0.0)

@@ -25,6 +25,7 @@ OPERATIONAL = frozenset(
         "config",
         "dry_run",
         "json",
+        "max_bad_rows",
         "num_gpus",
         "overwrite",
         "proxy_workers",

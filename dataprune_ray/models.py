@@ -12,6 +12,7 @@ import importlib
 import io
 import math
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ from dataprune_ray.features.spec import TEXT_BUCKETS, FeatureSpec, LabelSpec
 
 _TEXT_DIMENSIONS = 32
 _ARTICLE_HIDDEN = (512, 256, 128)
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 _SMALL_IMAGE = 1024  # pixels up to which a grey image goes to the mlp by default
 
 
@@ -41,6 +43,7 @@ class ModelSpec:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     image_size: int | None = None
+    folder: str = ""  # where the job was started: a user's factory is looked for there too
 
 
 class InputScaling(nn.Module):
@@ -73,18 +76,19 @@ def resolve_spec(
         ConfigError: unknown model, or one that does not fit the features.
     """
     name = model.model if model.model != "auto" else _default_model(features)
+    if name.startswith("torchvision:") and features.modality == "image":
+        features = replace(features, shape=(3, *features.shape[1:]))
     channels = features.shape[0]
     for field, value in (("mean", corpus.mean), ("std", corpus.std)):
         if value and features.modality != "image":
             raise ConfigError(field, value, "applies to images only")
         if value and len(value) not in (1, channels):
-            raise ConfigError(field, value, f"give 1 or {channels} values, one per channel")
+            counts = "1 value" if channels == 1 else f"1 or {channels} values, one per channel"
+            raise ConfigError(field, value, f"give {counts}")
     mean, std = corpus.mean, corpus.std
     if mean or std:
         mean, std = mean or (0.0,), std or (1.0,)
-    if name.startswith("torchvision:") and features.modality == "image":
-        features = replace(features, shape=(3, *features.shape[1:]))
-    spec = ModelSpec(name, features, label, mean, std, corpus.image_size)
+    spec = ModelSpec(name, features, label, mean, std, corpus.image_size, os.getcwd())  # noqa: PTH109
     if image_transform(spec) is not None:
         spec = replace(spec, features=replace(features, any_size=True))
     return spec
@@ -151,7 +155,7 @@ def _builder(spec: ModelSpec) -> Callable[[int], nn.Module]:
     if name.startswith("torchvision:"):
         return _torchvision(name, spec)
     if ":" in name:
-        return _factory(name)
+        return _factory(name, spec.folder)
     choices = "mlp[:H1,H2,…], linear, small_cnn, torchvision:NAME, package.module:factory"
     raise ConfigError("model", name, f"unknown; choose one of: {choices}")
 
@@ -219,17 +223,23 @@ def _torchvision(name: str, spec: ModelSpec) -> Callable[[int], nn.Module]:
     return build
 
 
-def _factory(name: str) -> Callable[[int], nn.Module]:
+def _factory(name: str, folder: str) -> Callable[[int], nn.Module]:
     module_name, _, attribute = name.partition(":")
-    if os.getcwd() not in sys.path:  # noqa: PTH109 - the import system takes strings
-        sys.path.insert(0, os.getcwd())  # noqa: PTH109
+    for place in (folder, os.getcwd()):  # noqa: PTH109 - the import system takes strings
+        if place and place not in sys.path:
+            sys.path.insert(0, place)
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError("model", name, f"cannot be imported: {error}") from None
+    except Exception as error:
+        raise ConfigError("model", name, f"cannot be imported: {_said(error)}") from error
 
     def build(outputs: int) -> nn.Module:
-        model = factory(num_classes=outputs)
+        try:
+            model = factory(num_classes=outputs)
+        except Exception as error:
+            raise ConfigError("model", name, f"num_classes={outputs}: {_said(error)}") from error
         if not isinstance(model, nn.Module):
             raise ConfigError("model", name, f"returned a {type(model).__name__}, not an nn.Module")
         return model
@@ -237,11 +247,15 @@ def _factory(name: str) -> Callable[[int], nn.Module]:
     return build
 
 
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
 # Checkpoints -------------------------------------------------------------------------------------
 
 
 def read_state(path: str, content: bytes) -> dict[str, Tensor]:
-    """State dict of a checkpoint's content; a ``state_dict`` entry and ``module.`` are unwrapped.
+    """State dict of a checkpoint's content; what wraps it (DDP, compile) is taken off.
 
     Raises:
         ConfigError: not a state dict, or one that needs unpickling of code.
@@ -260,7 +274,7 @@ def read_state(path: str, content: bytes) -> dict[str, Tensor]:
             break
     if not isinstance(loaded, dict) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise ConfigError("checkpoint", path, "does not hold a state dict of tensors")
-    return {str(name).removeprefix("module."): tensor for name, tensor in loaded.items()}
+    return {_WRAPPERS.sub("", str(name)): tensor for name, tensor in loaded.items()}
 
 
 def load_state(model: nn.Module, state: dict[str, Tensor], path: str) -> None:
@@ -297,7 +311,7 @@ def last_linear(model: nn.Module) -> nn.Linear | None:
 class FeatureTap:
     """Runs a model and returns its outputs (B, C) and penultimate features (B, D).
 
-    A module without a linear layer is asked by ``forward_features``, on inputs scaled by itself.
+    A module without a linear layer is asked by ``forward_features``.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -316,4 +330,7 @@ class FeatureTap:
         if self._seen:
             return outputs, self._seen[-1].flatten(1)
         own = getattr(self.core, "forward_features", None)
-        return outputs, None if own is None else own(inputs).flatten(1)
+        if own is None:
+            return outputs, None
+        scaling = getattr(self.model, "scaling", None)
+        return outputs, own(inputs if scaling is None else scaling(inputs)).flatten(1)

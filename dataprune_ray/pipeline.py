@@ -30,7 +30,6 @@ from dataprune_ray.understanding import (
     Understanding,
     check_names,
     complete,
-    need_labels_for_proxy,
     restore,
     save,
     score_plan,
@@ -189,7 +188,6 @@ def _train_proxies(
     model = config.model
     if model.checkpoint or config.run.scores is not None or not understanding.needs_model:
         return []
-    need_labels_for_proxy(understanding)
     plans = [
         train_plan(
             config, understanding, index, output.path(_PROXY_FOLDER, f"seed-{index}.safetensors")

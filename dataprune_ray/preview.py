@@ -11,6 +11,7 @@ import math
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import BadDataError
-from dataprune_ray.io.corpus import Corpus, Fragment
+from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.scoring import Engine, Pool, check_models, fitted_in_memory
 from dataprune_ray.strategies import ScoreInfo
@@ -30,12 +31,11 @@ from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import fit
 from dataprune_ray.understanding import (
     Understanding,
-    need_labels_for_proxy,
     score_plan,
     train_plan,
 )
 
-_FRAGMENTS = 32
+_UNITS = 32
 _SHOWN = 20
 _Z95 = 1.959964
 #: Seconds of a run that do not grow with the corpus: Ray, pools, report.
@@ -146,25 +146,28 @@ def expect(
 
 
 def _sample_plan(config: PruneConfig, corpus: Corpus, understanding: Understanding) -> RowPlan:
-    """One span (for Parquet one row group) from each of a few fragments, spread by hash."""
+    """A few row groups (archives: whole ones) spread over the corpus, thinned out by hash."""
     rng = np.random.default_rng(config.select.seed)
-    usable = [f for f in corpus.fragments if f.rows is None or f.rows > 0]
-    chosen = sorted(rng.permutation(len(usable))[:_FRAGMENTS].tolist())
-    groups = {file.path: file.groups for file in corpus.files}
-    fragments: list[Fragment] = []
-    for position in chosen:
-        span = usable[position].spans[int(rng.integers(len(usable[position].spans)))]
-        sizes = groups[span.file]
-        if span.groups is not None and sizes is not None and span.groups[1] > span.groups[0]:
-            group = int(rng.integers(*span.groups))
-            start = sum(sizes[:group])
-            span = replace(span, start=start, rows=sizes[group], groups=(group, group + 1))
-        fragments.append(Fragment(len(fragments), (span,)))
-    known = [fragment.rows for fragment in fragments if fragment.rows is not None]
-    plan = replace(understanding.rows, fragments=tuple(fragments))
-    if len(known) == len(fragments) and sum(known) > config.run.sample_rows:
-        plan = plan.sampled(config.run.sample_rows / sum(known))
+    spans = [span for file in corpus.files if file.error is None for span in _units(file)]
+    chosen = sorted(rng.permutation(len(spans))[:_UNITS].tolist())
+    fragments = tuple(Fragment(n, (spans[position],)) for n, position in enumerate(chosen))
+    plan = replace(understanding.rows, fragments=fragments)
+    rows = sum(fragment.rows or 0 for fragment in fragments)
+    if rows > config.run.sample_rows:
+        plan = plan.sampled(config.run.sample_rows / rows)
     return plan
+
+
+def _units(file: SourceFile) -> Iterator[Span]:
+    """The parts of a file that can be read alone."""
+    if file.groups is None:
+        yield Span(file.path)
+        return
+    start = 0
+    for group, rows in enumerate(file.groups):
+        if rows:
+            yield Span(file.path, start, rows, (group, group + 1))
+        start += rows
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,6 @@ def _score_sample(work: _Work) -> _Sample:
     with tempfile.TemporaryDirectory(prefix="dataprune-preview-") as folder:
         checkpoints, update_seconds = config.model.checkpoint, 0.0
         if not checkpoints and understanding.needs_model:
-            need_labels_for_proxy(understanding)
             proxy = train_plan(config, understanding, 0, f"{folder}/proxy.safetensors")
             result = fit(replace(proxy, rows=work.rows, workers=0))
             checkpoints, update_seconds = (result.checkpoint,), result.seconds / result.updates

@@ -49,7 +49,7 @@ from dataprune_ray.models import (
     load_state,
     read_state,
 )
-from dataprune_ray.tasks import run_tasks
+from dataprune_ray.tasks import own_errors, run_tasks
 
 logger = logging.getLogger(__name__)
 
@@ -132,9 +132,10 @@ def score(
     for count in counts:
         progress(count)
     if missing:
-        for count in _run_pool(plan, missing, pool):
-            counts.append(count)
-            progress(count)
+        with own_errors():
+            for count in _run_pool(plan, missing, pool):
+                counts.append(count)
+                progress(count)
     _finish(plan)
     return sorted(counts, key=lambda count: count.index)
 
@@ -283,7 +284,7 @@ class Engine:
         for position, reason in batch.errors.items():
             errors[position] = reason
         for name, values in columns.items():
-            finite = np.isfinite(values.reshape(len(good), -1)).all(axis=1)
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             for position in good[~finite]:
                 errors[position] = errors[position] or f"{name} is not finite"
         bad = np.array([reason is not None for reason in errors])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -65,11 +66,21 @@ def _in_flight() -> int:
 def _next_result(pending: list[Any]) -> Any:
     """Wait for one task, take it from ``pending`` and return its result."""
     (done,), pending[:] = ray.wait(pending, num_returns=1)
-    try:
+    with own_errors():
         return ray.get(done)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, DataPruneError):
-            raise error.cause from None
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Let an error that a worker raised on purpose come out as itself, not wrapped by Ray."""
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if isinstance(cause, DataPruneError):
+                raise cause from None
+            cause = getattr(cause, "cause", None) or cause.__cause__
         raise
 
 

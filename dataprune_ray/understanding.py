@@ -78,6 +78,11 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     check_metrics(metrics, labelled=label.column is not None, regression=label.task == "regression")
     if strategy.needs_labels and (label.column is None or label.task == "regression"):
         raise ConfigError("strategy", strategy.name, "needs a class label; name one with --label")
+    judged = any(metric.needs for metric in metrics)
+    if judged and label.column is None and not config.model.checkpoint and not config.run.scores:
+        raise ConfigError(
+            "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
+        )
     model = resolve_spec(config.model, config.corpus, found.features, label)
     seed = config.select.seed
     rows = RowPlan.of(corpus, model.features, label, config.corpus.id_column, seed)
@@ -141,18 +146,6 @@ def train_plan(
         workers=model.proxy_workers,
         num_gpus=config.score.num_gpus,
     )
-
-
-def need_labels_for_proxy(understanding: Understanding) -> None:
-    """A proxy learns the label: refuse where there is none.
-
-    Raises:
-        ConfigError: the corpus is unlabelled.
-    """
-    if understanding.label.column is None:
-        raise ConfigError(
-            "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
-        )
 
 
 def complete(understanding: Understanding) -> Understanding:

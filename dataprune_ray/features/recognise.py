@@ -301,6 +301,8 @@ def _image(
     size = config.image_size
     if shape is None:
         shapes = [s for s in map(_image_shape, _payloads(values)) if s is not None]
+        if not shapes and not len(values):
+            raise BadDataError(f"features={name!r}: the corpus has no rows")
         if not shapes:
             raise BadDataError(f"features={name!r}: none of the first {len(values)} images decodes")
         ((channels, _),) = Counter(s[0] for s in shapes).most_common(1)
