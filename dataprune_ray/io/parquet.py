@@ -18,7 +18,7 @@ READ_ERRORS = (OSError, pa.ArrowException, ValueError)
 
 
 class ParquetReader:
-    """Rows of Parquet files; the first readable file's schema is the corpus's."""
+    """Rows of Parquet files; the schema of the first file that has rows is the corpus's."""
 
     suffixes = (".parquet", ".parq", ".pq")
     key_column = None
@@ -27,7 +27,10 @@ class ParquetReader:
         """See `Reader.inspect`; a file whose columns differ from the corpus's has an error."""
         with ThreadPoolExecutor(16) as pool:
             footers = list(pool.map(lambda file: _footer(root, file), files))
-        schema = next((found for found, _ in footers if found is not None), None)
+        schemas = [(found, source.rows) for found, source in footers if found is not None]
+        schema = next(
+            (found for found, rows in schemas if rows), schemas[0][0] if schemas else None
+        )
         if schema is None:
             reasons = {source.error for _, source in footers}
             raise BadDataError(
@@ -94,7 +97,7 @@ def _footer(root: str, file: FileInfo) -> tuple[pa.Schema | None, SourceFile]:
 
 
 def _checked(expected: pa.Schema, found: pa.Schema | None, source: SourceFile) -> SourceFile:
-    if found is None:
+    if found is None or not source.rows:
         return source
     problem = _difference(expected, found)
     if problem is None:
