@@ -145,9 +145,9 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cuda" if plan.num_gpus and torch.cuda.is_available() else "cpu")
     model.to(device)
     trained = ray.train.torch.prepare_model(model) if plan.workers else model
-    loss, accuracy, updates = _optimise(plan, trained, rows, device, rank, world)
+    loss, accuracy, updates = optimise(plan, trained, rows, device, rank, world)
     if rank == 0:
-        _unstandardise(plan, model)
+        unstandardise(plan, model)
         state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
         write_bytes(plan.checkpoint, safetensors.torch.save(state))
     return {
@@ -178,7 +178,7 @@ def load(plan: TrainPlan, rank: int = 0, world: int = 1) -> TrainRows:
         BadDataError: there is none.
     """
     transform = image_transform(plan.model)
-    held = _Reservoir(plan.memory_bytes // world, plan.rows.seed)
+    held = Reservoir(plan.memory_bytes // world, plan.rows.seed)
     for fragment in plan.rows.fragments:
         for batch in ahead(read_rows(plan.rows, fragment, transform)):
             hashes = batch.row_hash[batch.good]
@@ -193,37 +193,49 @@ def load(plan: TrainPlan, rank: int = 0, world: int = 1) -> TrainRows:
     return TrainRows(torch.from_numpy(values[order]), torch.from_numpy(targets[order]), held.count)
 
 
-class _Reservoir:
-    """The rows of smallest seeded hash that fit into a number of bytes."""
+class Reservoir:
+    """The rows of smallest seeded hash that fit into ``limit`` bytes; ``count`` were offered.
+
+    While rows come in, a quarter more than the limit is held.
+    """
 
     def __init__(self, limit: int, seed: int) -> None:
         self.limit = limit
         self.seed = seed
         self.count = 0
-        self._bound = 2**64 - 1
-        self._bytes = 0
+        self._bound = np.uint64(2**64 - 1)
         self._parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]] = []
 
     def add(
         self, hashes: npt.NDArray[np.uint64], values: npt.NDArray[Any], targets: npt.NDArray[Any]
     ) -> None:
+        """Offer rows: identity hashes (n,), inputs (n, …), targets (n,)."""
         self.count += len(hashes)
-        self._keep(hashes, values, targets)
-        while self._bytes > self.limit and self._bound > 0:
-            self._bound //= 2
-            parts, self._parts, self._bytes = self._parts, [], 0
-            for part in parts:
-                self._keep(*part)
+        self._parts.append((hashes, values, targets))
+        self._keep_below(self._bound, first=len(self._parts) - 1)
+        if sum(values.nbytes for _, values, _ in self._parts) > self.limit + self.limit // 4:
+            self._trim()
 
-    def _keep(
-        self, hashes: npt.NDArray[np.uint64], values: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> None:
-        chosen = seeded_hash(hashes, self.seed) <= np.uint64(self._bound)
-        part = (hashes[chosen], values[chosen], targets[chosen])
-        self._parts.append(part)
-        self._bytes += part[1].nbytes
+    def _trim(self) -> None:
+        """Lower the bound to what fits; one row always does."""
+        ranks = np.concatenate([seeded_hash(hashes, self.seed) for hashes, _, _ in self._parts])
+        sizes = np.concatenate([np.full(len(h), v[:1].nbytes) for h, v, _ in self._parts])
+        order = np.argsort(ranks, kind="stable")
+        fitting = int(np.searchsorted(np.cumsum(sizes[order]), self.limit, side="right"))
+        if fitting < len(order):
+            self._bound = ranks[order[max(fitting, 1) - 1]]
+            self._keep_below(self._bound)
+
+    def _keep_below(self, bound: np.uint64, first: int = 0) -> None:
+        for index in range(first, len(self._parts)):
+            hashes, values, targets = self._parts[index]
+            chosen = seeded_hash(hashes, self.seed) <= bound
+            if not chosen.all():
+                self._parts[index] = (hashes[chosen], values[chosen], targets[chosen])
 
     def content(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]:
+        """The rows held, as one set of arrays; there must be one."""
+        self._trim()
         parts = [part for part in self._parts if len(part[0])]
         values = [part[1] for part in parts]
         if len({v.shape[1:] for v in values}) > 1:  # texts: batches are padded to their own length
@@ -236,7 +248,7 @@ class _Reservoir:
         )
 
 
-def _optimise(
+def optimise(
     plan: TrainPlan, model: nn.Module, rows: TrainRows, device: torch.device, rank: int, world: int
 ) -> tuple[float, float | None, int]:
     """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates."""
@@ -278,7 +290,7 @@ def _loss(plan: TrainPlan, outputs: Tensor, targets: Tensor) -> Tensor:
     return functional.cross_entropy(outputs, targets)
 
 
-def _unstandardise(plan: TrainPlan, model: nn.Module) -> None:
+def unstandardise(plan: TrainPlan, model: nn.Module) -> None:
     """Fold a regression label's scale into the last linear layer: outputs in the label's units."""
     label = plan.model.label
     linear = last_linear(core_of(model))

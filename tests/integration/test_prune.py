@@ -330,7 +330,7 @@ def test_wrong_settings_name_the_field(digits, tmp_path, monkeypatch):
         ({"strategy": "threshold"}, r"threshold=None"),
         ({"strategy": "mean_ratio", "metric": ["loss"]}, r"loss"),
         ({"input": str(tmp_path / "nothing")}, r"input=.*no such file or folder"),
-        ({"mean": [0.1, 0.2]}, r"mean=\(0\.1, 0\.2\): give 1 or 1 values"),
+        ({"mean": [0.1, 0.2]}, r"mean=\(0\.1, 0\.2\): give 1 value"),
     ]
     for changes, message in cases:
         with pytest.raises(ConfigError, match=message):
