@@ -41,16 +41,21 @@ class ParquetReader:
     def read(
         self, root: str, span: Span, columns: Sequence[str] | None, batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """See `Reader.read`."""
+        """See `Reader.read`; a batch may span row groups, but damage costs none before its own."""
         if span.groups is None or span.groups[0] == span.groups[1]:
             return
+        names = list(columns) if columns is not None else None
         with open_input(corpus_path(root, span.file)) as file:
-            yield from pq.ParquetFile(file).iter_batches(
-                batch_rows,
-                row_groups=list(range(*span.groups)),
-                columns=list(columns) if columns is not None else None,
-                use_threads=False,
-            )
+            parquet = pq.ParquetFile(file)
+            groups = list(range(*span.groups))
+            done = 0
+            try:
+                for batch in parquet.iter_batches(batch_rows, groups, names, use_threads=False):
+                    done += batch.num_rows
+                    yield batch
+            except READ_ERRORS:
+                yield from _rest(parquet, groups, names, batch_rows, done)
+                raise
 
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
         """See `Reader.narrow`: the row groups that overlap."""
@@ -72,6 +77,17 @@ class ParquetReader:
         if not chosen:
             return replace(span, start=begin, rows=0, groups=(span.groups[0], span.groups[0]))
         return replace(span, start=begin, rows=rows, groups=(chosen[0], chosen[-1] + 1))
+
+
+def _rest(
+    parquet: pq.ParquetFile, groups: list[int], names: list[str] | None, batch_rows: int, done: int
+) -> Iterator[pa.RecordBatch]:
+    """What follows the first ``done`` rows of some row groups, read group by group."""
+    for group in groups:
+        for batch in parquet.iter_batches(batch_rows, [group], names, use_threads=False):
+            if done < batch.num_rows:
+                yield batch.slice(done)
+            done = max(done - batch.num_rows, 0)
 
 
 def compression_of(root: str, file: str) -> str:
