@@ -7,12 +7,13 @@ live; here only what a value alone can tell is checked.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from dataprune_ray.errors import ConfigError
 
@@ -45,15 +46,38 @@ def parse_limit(text: str) -> tuple[float, bool]:
         value = float(text.rstrip("%")) / (100.0 if share else 1.0)
     except ValueError:
         raise ValueError("give a share such as 1% or 0.01, or a number of rows") from None
-    if value < 0 or (share and value > 1):
+    if not math.isfinite(value) or value < 0 or (share and value > 1):
         raise ValueError("must lie between 0 and 100%, or be a number of rows")
+    if not share and value >= 1 and not value.is_integer():
+        raise ValueError("a number of rows is whole")
     return value, share or value < 1
 
 
 class Stage(BaseModel):
-    """Base of the stage configurations: frozen, and strict about unknown names."""
+    """Base of the stage configurations: frozen, and strict about unknown names.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    A list may be given as one value or as text with commas, as on the command line.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lists(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        return {name: cls._as_list(name, value) for name, value in values.items()}
+
+    @classmethod
+    def _as_list(cls, name: str, value: Any) -> Any:
+        field = cls.model_fields.get(name)
+        if field is None or get_origin(field.annotation) is not tuple:
+            return value
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return [value] if isinstance(value, int | float) else value
 
 
 class CorpusConfig(Stage):
