@@ -146,14 +146,16 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     model.to(device)
     trained = ray.train.torch.prepare_model(model) if plan.workers else model
     loss, accuracy, updates = optimise(plan, trained, rows, device, rank, world)
+    held = [float(len(rows.targets)), float(rows.available)]
+    count, available = map(int, _sum_everywhere(held, world, device))
     if rank == 0:
         unstandardise(plan, model)
         state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
         write_bytes(plan.checkpoint, safetensors.torch.save(state))
     return {
         "seed": plan.seed,
-        "rows": len(rows.targets),
-        "rows_available": rows.available,
+        "rows": count,
+        "rows_available": available,
         "updates": updates,
         "loss": loss,
         "accuracy": accuracy,
@@ -279,6 +281,7 @@ def optimise(
         seen += len(index)
         if not regression:
             correct += float((outputs.argmax(dim=1) == targets).sum())
+    losses, correct, seen = _sum_everywhere([losses, correct, seen], world, device)
     accuracy = None if regression or not seen else correct / seen
     return losses / max(seen, 1.0), accuracy, updates
 
@@ -307,3 +310,11 @@ def _largest_everywhere(value: int, world: int, device: torch.device) -> int:
     tensor = torch.tensor(value, device=device)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.MAX)
     return int(tensor)
+
+
+def _sum_everywhere(values: list[float], world: int, device: torch.device) -> list[float]:
+    if world == 1:
+        return values
+    tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.SUM)
+    return tensor.tolist()  # type: ignore[no-any-return]
