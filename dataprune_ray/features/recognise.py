@@ -305,7 +305,8 @@ def _image(
             raise BadDataError(f"features={name!r}: the corpus has no rows")
         if not shapes:
             raise BadDataError(f"features={name!r}: none of the first {len(values)} images decodes")
-        ((channels, _),) = Counter(s[0] for s in shapes).most_common(1)
+        grey = sum(s[0] == 1 for s in shapes)
+        channels = 1 if grey >= _ONE_SIZE * len(shapes) else 3
         ((usual, count),) = Counter(s[1:] for s in shapes).most_common(1)
         if size is None and count < _ONE_SIZE * len(shapes):
             size = _MIXED_IMAGE_SIZE

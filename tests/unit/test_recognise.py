@@ -142,6 +142,8 @@ def test_more_classes_than_names_are_named_by_number():
         (pa.array([picture(mode="I;16")] * 3), None, "image", (1, 4, 5)),
         (pa.array([picture(mode="P")] * 3), None, "image", (3, 4, 5)),
         (pa.array([picture(mode="L"), picture(mode="RGB")]), None, "image", (3, 4, 5)),
+        (pa.array([picture(mode="RGB")] + [picture(mode="L")] * 99), None, "image", (1, 4, 5)),
+        (pa.array([picture(9, 9)] + [picture(4, 5)] * 99), None, "image", (3, 4, 5)),
         (pa.array([b"broken", picture(kind="JPEG"), b""]), None, "image", (3, 4, 5)),
         (pa.array([picture(kind="WEBP")] * 3), None, "image", (3, 4, 5)),
         (pa.array([picture(9, 9), picture(4, 5)]), None, "image", (3, 224, 224)),
