@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from dataprune_ray import __version__, schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import KeepRule, Population, extremes, histogram
+from dataprune_ray.deciding import Decided
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join, list_names, open_input, redact
 from dataprune_ray.report import BadRow, ClassCount, Gallery, ReportData, ScoreHistogram
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import Understanding
-from dataprune_ray.writing import Decided, Written
+from dataprune_ray.writing import Written
 
 _LIBRARIES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
 _BINS = 60

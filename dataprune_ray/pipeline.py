@@ -13,6 +13,8 @@ from dataprune_ray import galleries, manifest
 from dataprune_ray.cluster import Cluster, cluster, pool_of
 from dataprune_ray.config import PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
+from dataprune_ray.deciding import Decided, WritePlan, decide
+from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
@@ -22,7 +24,7 @@ from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.progress import Progress
 from dataprune_ray.report import render
-from dataprune_ray.scoring import FragmentCount, check_models, score
+from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable, select
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.training import TrainResult, train
@@ -36,7 +38,7 @@ from dataprune_ray.understanding import (
     train_plan,
     understand,
 )
-from dataprune_ray.writing import Decided, WritePlan, Written, decide, plan_parts, write_parts
+from dataprune_ray.writing import Written, plan_parts, write_parts
 
 logger = logging.getLogger("dataprune")
 

@@ -22,10 +22,12 @@ import pyarrow as pa
 from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
+from dataprune_ray.engine import Engine, check_models
 from dataprune_ray.errors import BadDataError
+from dataprune_ray.fitting import fitted_in_memory
 from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
-from dataprune_ray.scoring import Engine, Pool, check_models, fitted_in_memory
+from dataprune_ray.scoring import Pool
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import fit

@@ -317,4 +317,4 @@ def _sum_everywhere(values: list[float], world: int, device: torch.device) -> li
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)
     torch.distributed.all_reduce(tensor, torch.distributed.ReduceOp.SUM)
-    return tensor.tolist()  # type: ignore[no-any-return]
+    return tensor.tolist()

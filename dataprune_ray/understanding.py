@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from dataprune_ray.config import PruneConfig
+from dataprune_ray.engine import ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -19,7 +20,6 @@ from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
-from dataprune_ray.scoring import ScorePlan
 from dataprune_ray.strategies import Strategy, get_strategy
 from dataprune_ray.training import TrainPlan
 

@@ -1,9 +1,7 @@
-"""Keep rule to pruned dataset: decisions by fragment, then parts of even size.
+"""Keep rule to pruned dataset: parts of even size, copied from the source files.
 
-Two passes of independent tasks. The first applies the rule to each score file and writes the
-fragment's decisions and quarantine; it returns how many rows are kept. From these counts the kept
-rows are dealt to parts of even size in corpus order, and the second pass writes each part from
-the fragments that it covers. Rows are copied: no value is decoded and encoded again.
+From the kept rows of every fragment the rows are dealt to parts in corpus order; each part is an
+independent task that reads what it covers and copies rows: no value is decoded and encoded again.
 """
 
 from __future__ import annotations
@@ -11,9 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,70 +20,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
+from dataprune_ray.deciding import WritePlan
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
 from dataprune_ray.io.parquet import compression_of
-from dataprune_ray.io.scores import group_codes
 from dataprune_ray.tasks import run_tasks
 
-_MASK_128 = (1 << 128) - 1
 _BATCH_ROWS = 4096
 _GROUP_BYTES = 64 << 20
-
-
-@dataclass(frozen=True)
-class WritePlan:
-    """What every writing task is told."""
-
-    root: str
-    format: str
-    schema: pa.Schema
-    output: str
-    scores: str
-    metric: str
-    rule: KeepRule
-    grouped: bool
-    seed: int
-    label_type: pa.DataType
-    compression: str = "snappy"
-    group_rows: int = 65_536
-
-    def score_file(self, fragment: Fragment) -> str:
-        """The fragment's score file."""
-        return join(self.scores, f"{fragment.name}.parquet")
-
-
-@dataclass
-class Decided:
-    """Mergeable counts of decisions; ``digest`` is a 128-bit sum over the kept rows' identities."""
-
-    rows: int = 0
-    kept: int = 0
-    bad: int = 0
-    digest: int = 0
-    kept_by_class: Counter[str] = field(default_factory=Counter)
-    dropped_by_class: Counter[str] = field(default_factory=Counter)
-    bad_by_class: Counter[str] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    errors: Counter[str] = field(default_factory=Counter)
-
-    def merge(self, other: Decided) -> None:
-        """Add another count."""
-        self.rows += other.rows
-        self.kept += other.kept
-        self.bad += other.bad
-        self.digest = (self.digest + other.digest) & _MASK_128
-        for name in ("kept_by_class", "dropped_by_class", "bad_by_class", "reasons", "errors"):
-            getattr(self, name).update(getattr(other, name))
-
-    @property
-    def content_hash(self) -> str:
-        """Hex digest of the kept set, whatever the order and the files its rows lie in."""
-        content = f"{self.kept}:{self.digest:032x}"
-        return hashlib.sha256(content.encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -120,124 +63,6 @@ class Written:
     rows: int
     bytes: int
     sha256: str
-
-
-def decide(
-    plan: WritePlan, fragments: tuple[Fragment, ...], progress: Callable[[Decided], None]
-) -> tuple[Decided, list[int]]:
-    """Write decisions and quarantine of every fragment; all counts, and kept rows by fragment."""
-    total = Decided()
-    kept = [0] * len(fragments)
-    for position, counts in run_tasks(partial(_decide, plan), list(enumerate(fragments))):
-        kept[position] = counts.kept
-        total.merge(counts)
-        progress(counts)
-    return total, kept
-
-
-def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
-    position, fragment = item
-    counts = Decided()
-    layout = schema.decision_schema(plan.label_type)
-    name = f"{fragment.name}.parquet"
-    bad: list[pa.Table] = []
-    with (
-        open_input(plan.score_file(fragment)) as file,
-        atomic_output(join(plan.output, "decisions", name)) as stream,
-        pq.ParquetWriter(stream, layout) as writer,
-    ):
-        for batch in pq.ParquetFile(file).iter_batches(65_536, use_threads=False):
-            table = pa.Table.from_batches([batch])
-            wrong = table.filter(table[schema.ERROR].is_valid())
-            if wrong.num_rows:
-                bad.append(wrong)
-            writer.write_table(
-                _decisions(plan, table.filter(table[schema.ERROR].is_null()), counts)
-            )
-            _count_bad(counts, wrong)
-            counts.rows += table.num_rows
-    if bad:
-        _quarantine(join(plan.output, "quarantine", name), bad)
-    return position, counts
-
-
-def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
-    layout = schema.decision_schema(plan.label_type)
-    scores = table[plan.metric].to_numpy()
-    hashes = table[schema.ROW_HASH].to_numpy()
-    block = Block(
-        scores=scores,
-        hashes=seeded_hash(hashes, plan.seed),
-        groups=_codes(plan, table) if plan.grouped else None,
-    )
-    kept = plan.rule.apply(block)
-    reasons = plan.rule.reason(block)
-    counts.kept += int(kept.sum())
-    counts.digest = (counts.digest + identity_sum(hashes[kept])) & _MASK_128
-    labels = table[schema.LABEL].cast(pa.string()).to_numpy()
-    counts.kept_by_class.update(_tally(labels[kept]))
-    counts.dropped_by_class.update(_tally(labels[~kept]))
-    for code, number in zip(*np.unique(reasons, return_counts=True), strict=True):
-        counts.reasons[REASONS[code]] += int(number)
-    columns = [
-        table[schema.FILE],
-        table[schema.ROW],
-        table[schema.KEY],
-        table[schema.LABEL],
-        pa.array(scores, pa.float32()),
-        pa.array(kept),
-        pa.DictionaryArray.from_arrays(
-            pa.array(reasons, pa.int8()), pa.array(REASONS, pa.string())
-        ),
-        pa.array(np.ones(len(kept), np.float32)),
-    ]
-    return pa.table(columns, schema=layout)
-
-
-def identity_sum(hashes: npt.NDArray[np.uint64]) -> int:
-    """Sum modulo 2**128 of 128 bits per identity: equal sets of rows have equal sums."""
-    low = seeded_hash(hashes, 1)
-    high = seeded_hash(hashes, 2)
-    mask = np.uint64(0xFFFFFFFF)
-    total = 0
-    for word, shift in ((low & mask, 0), (low >> np.uint64(32), 32)):
-        total += int(word.sum(dtype=np.uint64)) << shift
-    for word, shift in ((high & mask, 64), (high >> np.uint64(32), 96)):
-        total += int(word.sum(dtype=np.uint64)) << shift
-    return total & _MASK_128
-
-
-def _codes(plan: WritePlan, table: pa.Table) -> npt.NDArray[np.int32]:
-    codes = {name: code for code, name in enumerate(plan.rule.groups)}
-    return group_codes(table[schema.LABEL].combine_chunks(), codes, plan.scores)
-
-
-def _tally(values: npt.NDArray[Any]) -> Counter[str]:
-    return Counter("" if value is None else str(value) for value in values.tolist())
-
-
-def _count_bad(counts: Decided, wrong: pa.Table) -> None:
-    counts.bad += wrong.num_rows
-    for label, error in zip(
-        wrong[schema.LABEL].to_pylist(), wrong[schema.ERROR].to_pylist(), strict=True
-    ):
-        counts.bad_by_class["" if label is None else str(label)] += 1
-        counts.errors[reason_kind(error)] += 1
-
-
-def reason_kind(error: str) -> str:
-    """The part of an error message that many rows share."""
-    head = error.partition(":")[0]
-    return " ".join("…" if any(c.isdigit() for c in word) else word for word in head.split())
-
-
-def _quarantine(path: str, bad: list[pa.Table]) -> None:
-    table = pa.concat_tables(bad).select(schema.QUARANTINE_SCHEMA.names)
-    with atomic_output(path) as stream:
-        pq.write_table(table.cast(schema.QUARANTINE_SCHEMA), stream)
-
-
-# Parts -------------------------------------------------------------------------------------------
 
 
 def plan_parts(fragments: tuple[Fragment, ...], kept: list[int], rows_per_part: int) -> list[Part]:

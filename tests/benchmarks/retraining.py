@@ -21,10 +21,10 @@ from dataprune_ray.cluster import cluster
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.corpora import make_corpus
 from dataprune_ray.corpora.config import MakeCorpusConfig
+from dataprune_ray.engine import load_model
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.rows import RowPlan, read_rows
 from dataprune_ray.pipeline import prune
-from dataprune_ray.scoring import load_model
 from dataprune_ray.training import TrainPlan, TrainResult, train
 from dataprune_ray.understanding import Understanding, complete, understand
 

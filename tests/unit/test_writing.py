@@ -3,8 +3,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataprune_ray.deciding import Decided, identity_sum, reason_kind
 from dataprune_ray.io.corpus import Fragment, Span
-from dataprune_ray.writing import Decided, identity_sum, plan_parts, reason_kind
+from dataprune_ray.writing import plan_parts
 
 
 def fragments(count):

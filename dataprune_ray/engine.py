@@ -1,0 +1,322 @@
+"""What a scoring worker does: load the models, turn row batches into score columns, commit files.
+
+Rows are decoded ahead in a thread and every model runs once per batch for all metrics together.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from dataprune_ray import schema
+from dataprune_ray.cutoff import seeded_hash
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.features import encode_example
+from dataprune_ray.io.corpus import Fragment
+from dataprune_ray.io.filesystems import atomic_output, join, read_bytes
+from dataprune_ray.io.rows import RowBatch, RowPlan, ahead, read_rows
+from dataprune_ray.metrics import METRICS, MetricOptions, ModelOutputs
+from dataprune_ray.models import (
+    FeatureTap,
+    ModelSpec,
+    build_model,
+    image_transform,
+    load_state,
+    read_state,
+)
+
+#: Metadata key of a score file under which its counts are noted.
+NOTE = b"dataprune"
+#: Rows below which matrix kernels may round differently: shorter batches are padded up to this.
+_STEADY_ROWS = 32
+_ROWS_PER_GROUP = 65_536
+
+
+@dataclass(frozen=True)
+class ScorePlan:
+    """What every scoring actor is told."""
+
+    rows: RowPlan
+    model: ModelSpec
+    checkpoints: tuple[str, ...]
+    metrics: tuple[str, ...]
+    options: MetricOptions
+    folder: str
+    batch_size: int = 256
+    precision: str = "auto"
+    use_gpu: bool = False
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Everything that some metric needs."""
+        return frozenset().union(*(METRICS[name].needs for name in self.metrics))
+
+    @property
+    def direct(self) -> tuple[str, ...]:
+        """Metrics that the actors finish themselves."""
+        return tuple(name for name in self.metrics if METRICS[name].fit is None)
+
+    @property
+    def fitted(self) -> tuple[str, ...]:
+        """Metrics with a second stage over the corpus."""
+        return tuple(name for name in self.metrics if METRICS[name].fit is not None)
+
+    @property
+    def layout(self) -> pa.Schema:
+        """Schema of what the actors write: with stored outputs where a second stage needs them."""
+        width = self.model.label.outputs if self.fitted else None
+        return schema.score_schema(self.rows.label.type, self.direct, width)
+
+    def path(self, fragment: Fragment) -> str:
+        """The fragment's score file."""
+        return join(self.folder, f"{fragment.name}.parquet")
+
+
+@dataclass(frozen=True)
+class FragmentCount:
+    """What one scored fragment reports."""
+
+    index: int
+    rows: int
+    bad: int
+    seconds: float
+    members: tuple[str, ...] = ()
+    reused: bool = False
+
+
+def load_model(spec: ModelSpec, path: str) -> nn.Module:
+    """A model with a checkpoint's weights, on the CPU.
+
+    Raises:
+        ConfigError: the checkpoint cannot be loaded safely or does not fit the model.
+    """
+    model = build_model(spec, spec.label.outputs)
+    load_state(model, read_state(path, read_bytes(path)), path)
+    return model
+
+
+def check_models(plan: ScorePlan) -> None:
+    """Load every checkpoint and run it on one empty input: what fails here would fail everywhere.
+
+    Raises:
+        ConfigError: a checkpoint does not fit, or the model does not take these features or does
+            not give one output per class.
+    """
+    spec = plan.model
+    example = encode_example(spec.features, image_transform(spec))
+    for path in plan.checkpoints if plan.needs else ():
+        tap = FeatureTap(load_model(spec, path).eval())
+        try:
+            with torch.no_grad():
+                outputs, features = tap(torch.from_numpy(example))
+        except (RuntimeError, TypeError, ValueError) as error:
+            shape = " x ".join(map(str, example.shape[1:]))
+            reason = f"does not take {shape} inputs: {error}"
+            raise ConfigError("model", spec.name, reason) from None
+        if outputs.ndim != 2 or outputs.shape[1] != spec.label.outputs:  # noqa: PLR2004
+            raise ConfigError(
+                "model",
+                spec.name,
+                f"gives outputs of shape {tuple(outputs.shape)} for {len(example)} rows, "
+                f"not ({len(example)}, {spec.label.outputs})",
+            )
+        if features is None and "features" in plan.needs:
+            names = ", ".join(n for n in plan.metrics if "features" in METRICS[n].needs)
+            raise ConfigError(
+                "metric",
+                names,
+                f"needs penultimate features; {spec.name} has no linear layer or forward_features",
+            )
+
+
+class Engine:
+    """The models on their device, and how a row batch becomes score columns."""
+
+    def __init__(self, plan: ScorePlan) -> None:
+        self.plan = plan
+        self.device = torch.device("cuda" if plan.use_gpu else "cpu")
+        self.transform = image_transform(plan.model) if plan.needs else None
+        self.taps = [self._load(path) for path in plan.checkpoints] if plan.needs else []
+        self.autocast = _autocast(plan.precision, self.device)
+
+    def _load(self, path: str) -> FeatureTap:
+        return FeatureTap(load_model(self.plan.model, path).to(self.device).eval())
+
+    def commit(self, fragment: Fragment) -> FragmentCount:
+        """Score a fragment and commit its score file."""
+        started = time.perf_counter()
+        layout = self.plan.layout
+        rows = bad = 0
+        members: set[str] = set()
+        with (
+            atomic_output(self.plan.path(fragment)) as stream,
+            pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
+        ):
+            for table in _grouped(self.tables(fragment, layout, members)):
+                rows += table.num_rows
+                bad += table.num_rows - table[schema.ERROR].null_count
+                writer.write_table(table)
+            note = json.dumps({"rows": rows, "bad": bad, "members": sorted(members)})
+            writer.add_key_value_metadata({NOTE.decode(): note})
+        seconds = time.perf_counter() - started
+        return FragmentCount(fragment.index, rows, bad, seconds, tuple(sorted(members)))
+
+    def tables(
+        self, fragment: Fragment, layout: pa.Schema, members: set[str]
+    ) -> Iterator[pa.Table]:
+        """Score table pieces of a fragment, in row order; ``members`` collects columns seen."""
+        for batch in ahead(read_rows(self.plan.rows, fragment, self.transform)):
+            members.update(batch.members)
+            yield self._table(batch, layout)
+
+    def _table(self, batch: RowBatch, layout: pa.Schema) -> pa.Table:
+        good = np.flatnonzero(batch.good)
+        columns = self._score(batch, batch.row_hash[good])
+        errors: list[str | None] = [None] * len(batch)
+        for position, reason in batch.errors.items():
+            errors[position] = reason
+        for name, values in columns.items():
+            finite = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+            for position in good[~finite]:
+                errors[position] = errors[position] or f"{name} is not finite"
+        bad = np.array([reason is not None for reason in errors])
+        arrays: dict[str, Any] = {
+            schema.FILE: pa.DictionaryArray.from_arrays(
+                pa.array(np.zeros(len(batch), np.int32)), pa.array([batch.file], pa.string())
+            ),
+            schema.ROW: pa.array(batch.rows, mask=batch.rows < 0),
+            schema.KEY: batch.keys,
+            schema.ROW_HASH: batch.row_hash,
+            schema.LABEL: batch.stored,
+            schema.ERROR: pa.array(errors, pa.string()),
+        }
+        for name, values in columns.items():
+            arrays[name] = score_column(values, good, bad, len(batch))
+        return pa.Table.from_arrays([_as_array(arrays[n]) for n in layout.names], schema=layout)
+
+    def _score(
+        self, batch: RowBatch, row_hash: npt.NDArray[np.uint64]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Metric columns of the good rows: float32 (m,), outputs (m, C)."""
+        columns: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in self.plan.direct}
+        if self.plan.fitted:
+            columns[schema.OUTPUTS] = []
+        size = self.plan.batch_size
+        if self.plan.needs:
+            for first in range(0, len(batch.values), size):
+                part = slice(first, first + size)
+                for name, values in self._forward(batch.values[part], batch.targets[part]).items():
+                    columns[name].append(values)
+        if "random" in columns:
+            columns["random"] = [uniform(row_hash, self.plan.rows.seed)]
+        empty = np.zeros(0, np.float32)
+        width = self.plan.model.label.outputs
+        empties = {schema.OUTPUTS: np.zeros((0, width), np.float32)}
+        return {
+            name: np.concatenate(parts) if parts else empties.get(name, empty)
+            for name, parts in columns.items()
+        }
+
+    def _forward(
+        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        rows = len(values)
+        padding = min(_STEADY_ROWS, self.plan.batch_size) - rows
+        if padding > 0:
+            values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
+            targets = np.concatenate([targets, np.repeat(targets[-1:], padding, axis=0)])
+        with torch.no_grad():
+            outputs = self._outputs(_tensor(values, self.device), _tensor(targets, self.device))
+            found = {
+                name: metric(outputs)[:rows].float().cpu().numpy()
+                for name in self.plan.direct
+                if (metric := METRICS[name].score) is not None
+            }
+            if self.plan.fitted:
+                found[schema.OUTPUTS] = outputs.logits.mean(dim=0)[:rows].cpu().numpy()
+        return found
+
+    def _outputs(self, inputs: Tensor, targets: Tensor) -> ModelOutputs:
+        logits: list[Tensor] = []
+        features: list[Tensor] = []
+        with self.autocast:
+            for tap in self.taps:
+                output, seen = tap(inputs)
+                logits.append(output.float())
+                if seen is not None:
+                    features.append(seen.float())
+        label = self.plan.model.label
+        return ModelOutputs(
+            logits=torch.stack(logits),
+            labels=targets if label.column is not None else None,
+            features=tuple(features) if len(features) == len(logits) else None,
+            has_bias=self.taps[0].has_bias,
+            regression=label.task == "regression",
+            inputs=inputs if "gradients" in self.plan.needs else None,
+            models=tuple(tap.model for tap in self.taps),
+            options=self.plan.options,
+        )
+
+
+def uniform(row_hash: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float32]:
+    """A number in [0, 1) per row from its identity and the seed: float32 (n,), 24 random bits."""
+    return ((seeded_hash(row_hash, seed) >> np.uint64(40)) / 2.0**24).astype(np.float32)
+
+
+def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:
+    if not values.flags.writeable:  # shares the reader's buffer; nothing below writes to it
+        values = values.view()
+    with np.errstate(all="ignore"):
+        return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
+
+
+def _autocast(precision: str, device: torch.device) -> Any:
+    if precision == "auto":
+        precision = "bfloat16" if device.type == "cuda" else "float32"
+    if precision == "float32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=getattr(torch, precision))
+
+
+def score_column(
+    values: npt.NDArray[np.float32],
+    good: npt.NDArray[np.int64],
+    bad: npt.NDArray[np.bool_],
+    rows: int,
+) -> pa.Array:
+    """Values of the good rows (m,) or (m, C) as a column of all rows, null where ``bad``."""
+    full = np.zeros((rows, *values.shape[1:]), np.float32)
+    full[good] = values
+    if full.ndim == 1:
+        return pa.array(full, mask=bad)
+    flat = pa.array(full.reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, full.shape[1], mask=pa.array(bad))
+
+
+def _as_array(values: Any) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values)
+
+
+def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """Join pieces to row groups of about `_ROWS_PER_GROUP` rows."""
+    waiting: list[pa.Table] = []
+    held = 0
+    for table in tables:
+        waiting.append(table)
+        held += table.num_rows
+        if held >= _ROWS_PER_GROUP:
+            yield pa.concat_tables(waiting).unify_dictionaries()
+            waiting, held = [], 0
+    if waiting:
+        yield pa.concat_tables(waiting).unify_dictionaries()
