@@ -165,7 +165,9 @@ class ScoreConfig(Stage):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward pass; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    batch_size: int = Field(256, ge=1, description="rows per forward pass")
+    batch_size: int | None = Field(
+        None, ge=1, description="rows per forward pass; default: by the size of a row"
+    )
     actors: int | None = Field(None, ge=1, description="scoring actors; default: from the cluster")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per scoring actor; fractions share one")
     max_bad_rows: str = Field(

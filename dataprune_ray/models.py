@@ -20,7 +20,6 @@ from typing import Any
 
 import safetensors.torch
 import torch
-import torchvision
 from torch import Tensor, nn
 
 from dataprune_ray.config import CorpusConfig, ModelConfig
@@ -204,6 +203,8 @@ def _small_cnn(channels: int, outputs: int) -> nn.Module:
 
 
 def _torchvision(name: str, spec: ModelSpec) -> Callable[[int], nn.Module]:
+    import torchvision  # noqa: PLC0415 - two seconds that most workers need not spend
+
     short = name.partition(":")[2]
     choices = torchvision.models.list_models(module=torchvision.models)
     if short not in choices:

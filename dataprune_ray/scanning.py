@@ -19,7 +19,8 @@ import pyarrow.compute as pc
 from dataprune_ray.cutoff import ExactSum
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, TabularColumn, column, top_level
-from dataprune_ray.features.encode import cast_labels, numeric
+from dataprune_ray.features.encode import numeric
+from dataprune_ray.features.labels import cast_labels
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.rows import RowPlan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -24,6 +25,7 @@ from dataprune_ray.strategies import Strategy, get_strategy
 from dataprune_ray.training import TrainPlan
 
 _SAMPLE_ROWS = 256
+_PASS_BYTES = 4 << 20
 _PLAN_FILE = "_plan.json"  # hidden from Parquet readers by its name
 
 
@@ -112,6 +114,12 @@ def first_rows(corpus: Corpus) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=corpus.schema)
 
 
+def _rows_per_pass(features: FeatureSpec) -> int:
+    """A power of two from 32 to 1,024: inputs of a few megabytes, which caches like."""
+    fitting = _PASS_BYTES // (4 * math.prod(features.shape))
+    return max(32, min(1024, 1 << int(math.log2(max(fitting, 1)))))
+
+
 def score_plan(
     config: PruneConfig, understanding: Understanding, checkpoints: tuple[str, ...], folder: str
 ) -> ScorePlan:
@@ -123,7 +131,7 @@ def score_plan(
         metrics=tuple(metric.name for metric in understanding.metrics),
         options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
         folder=folder,
-        batch_size=config.score.batch_size,
+        batch_size=config.score.batch_size or _rows_per_pass(understanding.rows.features),
         precision=config.score.precision,
         use_gpu=config.score.num_gpus > 0,
     )

@@ -8,7 +8,9 @@ into one why not. Pure functions over Arrow batches; nothing here opens a file.
 from __future__ import annotations
 
 from dataprune_ray.features.columns import column, top_level
-from dataprune_ray.features.encode import Encoded, encode, encode_example, encode_labels
+from dataprune_ray.features.encode import encode, encode_example
+from dataprune_ray.features.encoded import Encoded
+from dataprune_ray.features.labels import encode_labels
 from dataprune_ray.features.recognise import recognise
 from dataprune_ray.features.spec import FeatureSpec, LabelSpec, TabularColumn
 

@@ -21,14 +21,8 @@ from dataprune_ray.features.columns import (
     leads_somewhere,
     top_level,
 )
-from dataprune_ray.features.encode import (
-    cast_labels,
-    load_array,
-    plain_labels,
-    raw_layout,
-    stored_shape,
-    to_chw,
-)
+from dataprune_ray.features.images import to_chw
+from dataprune_ray.features.labels import cast_labels, plain_labels
 from dataprune_ray.features.spec import (
     TEXT_TOKENS,
     FeatureSpec,
@@ -36,6 +30,7 @@ from dataprune_ray.features.spec import (
     Modality,
     TabularColumn,
 )
+from dataprune_ray.features.tensors import load_array, raw_layout, stored_shape
 
 LABEL_NAMES = ("label", "labels", "target", "class", "cls", "json.label", "fine_label", "y")
 IMAGE_MEMBERS = ("jpg", "jpeg", "png", "webp", "img", "image", "ppm", "bmp", "gif", "tif", "tiff")
