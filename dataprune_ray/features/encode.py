@@ -87,6 +87,7 @@ def encode_texts(columns: list[pa.Array]) -> Encoded:
 
 
 def encode_table(spec: FeatureSpec, batch: pa.RecordBatch) -> Encoded:
+    """Standardised numbers and one-hot categories side by side: float32 (m, D)."""
     parts: list[Array] = []
     errors: dict[int, str] = {}
     for entry in spec.tabular:

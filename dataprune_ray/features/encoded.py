@@ -27,10 +27,12 @@ class Encoded:
 
 
 def positions(mask: Array) -> list[int]:
+    """Where a mask (n,) holds."""
     return [int(position) for position in np.flatnonzero(mask)]
 
 
 def all_good(values: Array) -> Encoded:
+    """Values of which none has an error."""
     return Encoded(values, np.ones(len(values), bool), {})
 
 

@@ -25,6 +25,7 @@ from dataprune_ray.features.tensors import (
 
 
 def encode_images(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None) -> Encoded:
+    """The feature column's images as uint8 (m, C, H, W), or as the transform leaves them."""
     values = column(batch, spec.columns[0])
     layout = raw_layout(spec.columns[0], batch.schema)
     if layout is not None or not (is_text(values.type) or pa.types.is_struct(values.type)):

@@ -275,6 +275,7 @@ def test_too_many_pixels_are_never_decoded(monkeypatch):
 
 @given(st.binary(max_size=80), st.integers(0, 200), st.integers(0, 255))
 @settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore:invalid escape sequence")
 def test_no_bytes_make_decoding_raise(noise, place, value):
     damaged = [noise]
     for kind, array in (("PNG", COLOUR[0]), ("JPEG", COLOUR[0]), ("WEBP", COLOUR[0])):
