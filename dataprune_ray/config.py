@@ -187,7 +187,11 @@ class SelectConfig(Stage):
 
     strategy: str = Field("ratio", description="selection strategy")
     keep: float = Field(0.5, ge=0, le=1, description="fraction kept (not pruned)")
-    threshold: float | None = Field(None, description="score cutoff of --strategy threshold")
+    threshold: float | None = Field(
+        None,
+        allow_inf_nan=True,  # the strategy says which numbers it can use
+        description="score cutoff of --strategy threshold",
+    )
     max_fraction: float = Field(
         0.5, ge=0, le=1, description="cutoff of --strategy max_fraction, as a share of the maximum"
     )
