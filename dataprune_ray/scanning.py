@@ -29,11 +29,16 @@ from dataprune_ray.tasks import run_tasks
 #: More distinct labels than this are not classes.
 MOST_CLASSES = 100_000
 _BATCH_ROWS = 65_536
+_TARGET = ""  # name of a regression label among the summed columns
 
 
 @dataclass
 class _Seen:
-    """Mergeable summary: label counts by text, and exact sums of numeric columns and squares."""
+    """Mergeable summary: label counts by text, and exact sums of numeric columns.
+
+    Summed are values in the first pass and squared distances from the mean in the second, each as
+    two float32 parts.
+    """
 
     labels: Counter[str] = field(default_factory=Counter)
     sums: dict[str, ExactSum] = field(default_factory=dict)
@@ -57,8 +62,17 @@ def scan(plan: RowPlan) -> tuple[FeatureSpec, LabelSpec]:
         ConfigError: the label has too many distinct values to be a class.
         BadDataError: no row has a label.
     """
+    seen = _pass(plan, None)
+    means = {name: float(total.means().sum()) for name, total in seen.sums.items() if total.count}
+    squares = _pass(plan, means).sums if means else {}
+    moments = {name: (mean, _deviation(squares[name])) for name, mean in means.items()}
+    tabular = tuple(_with_moments(entry, moments) for entry in plan.features.tabular)
+    return replace(plan.features, tabular=tabular), _complete_label(plan.label, seen, moments)
+
+
+def _pass(plan: RowPlan, means: dict[str, float] | None) -> _Seen:
     seen = _Seen()
-    for part in run_tasks(partial(_scan_fragment, plan), plan.fragments):
+    for part in run_tasks(partial(_scan_fragment, plan, means), plan.fragments):
         seen.merge(part)
         if len(seen.labels) > MOST_CLASSES:
             raise ConfigError(
@@ -66,31 +80,28 @@ def scan(plan: RowPlan) -> tuple[FeatureSpec, LabelSpec]:
                 plan.label.column,
                 f"more than {MOST_CLASSES} distinct values: not a class; use --task regression",
             )
-    tabular = tuple(
-        entry if entry.categorical else _with_moments(entry, seen)
-        for entry in plan.features.tabular
-    )
-    return replace(plan.features, tabular=tabular), _complete_label(plan.label, seen)
+    return seen
 
 
-def _with_moments(entry: TabularColumn, seen: _Seen) -> TabularColumn:
-    mean, std = _moments(seen.sums.get(entry.name))
+def _deviation(squares: ExactSum) -> float:
+    """Standard deviation, 1 for a constant column: it then standardises to zeros."""
+    return math.sqrt(float(squares.means().sum())) or 1.0
+
+
+def _with_moments(entry: TabularColumn, moments: dict[str, tuple[float, float]]) -> TabularColumn:
+    if entry.categorical or entry.name not in moments:
+        return entry
+    mean, std = moments[entry.name]
     return replace(entry, mean=mean, std=std)
 
 
-def _moments(total: ExactSum | None) -> tuple[float, float]:
-    if total is None or not total.count:
-        return 0.0, 1.0
-    mean, square = total.means()
-    deviation = math.sqrt(max(square - mean * mean, 0.0))
-    return float(mean), deviation or 1.0
-
-
-def _complete_label(label: LabelSpec, seen: _Seen) -> LabelSpec:
+def _complete_label(
+    label: LabelSpec, seen: _Seen, moments: dict[str, tuple[float, float]]
+) -> LabelSpec:
     if label.column is None:
         return label
     if label.task == "regression":
-        mean, std = _moments(seen.sums.get(""))
+        mean, std = moments.get(_TARGET, (0.0, 1.0))
         return replace(label, mean=mean, std=std)
     if label.classes:
         return label
@@ -105,8 +116,11 @@ def _complete_label(label: LabelSpec, seen: _Seen) -> LabelSpec:
     return replace(label, classes=classes, names=label.names or classes)
 
 
-def _scan_fragment(plan: RowPlan, fragment: Fragment) -> _Seen:
-    """A fragment's summary; what cannot be read is left to scoring, which reports it."""
+def _scan_fragment(plan: RowPlan, means: dict[str, float] | None, fragment: Fragment) -> _Seen:
+    """A fragment's summary, of the second pass where ``means`` are known.
+
+    What cannot be read is left to scoring, which reports it.
+    """
     seen = _Seen()
     numbers = [entry.name for entry in plan.features.tabular if not entry.categorical]
     label = plan.label if plan.label.column is not None and not plan.label.classes else None
@@ -118,25 +132,30 @@ def _scan_fragment(plan: RowPlan, fragment: Fragment) -> _Seen:
         try:
             for batch in get_reader(plan.format).read(plan.root, span, names, _BATCH_ROWS):
                 for name in numbers:
-                    _add(seen, name, numeric(column(batch, name)))
+                    _add(seen, name, numeric(column(batch, name)), means)
                 if label is not None and label.column is not None:
                     values, _ = cast_labels(column(batch, label.column), label)
-                    _add_labels(seen, label, values)
+                    if label.task == "regression":
+                        _add(seen, _TARGET, numeric(values), means)
+                    elif means is None:
+                        _count_labels(seen, values)
         except READ_ERRORS:
             continue
     return seen
 
 
-def _add(seen: _Seen, name: str, values: npt.NDArray[np.float64]) -> None:
+def _add(
+    seen: _Seen, name: str, values: npt.NDArray[np.float64], means: dict[str, float] | None
+) -> None:
+    known = values[np.isfinite(values)]
     with np.errstate(over="ignore"):
-        known = values[np.isfinite(values)].astype(np.float32)
-        pair = np.stack([known, known * known], axis=1)  # (n, 2)
-    seen.sums.setdefault(name, ExactSum(2)).add(pair[np.isfinite(pair).all(axis=1)])
+        if means is not None:
+            known = np.square(known - means.get(name, 0.0))
+        high = known.astype(np.float32)
+        parts = np.stack([high, (known - high).astype(np.float32)], axis=1)  # (n, 2)
+    seen.sums.setdefault(name, ExactSum(2)).add(parts[np.isfinite(parts).all(axis=1)])
 
 
-def _add_labels(seen: _Seen, label: LabelSpec, values: pa.Array) -> None:
-    if label.task == "regression":
-        _add(seen, "", numeric(values))
-        return
+def _count_labels(seen: _Seen, values: pa.Array) -> None:
     for entry in pc.value_counts(values.drop_null().cast(pa.string())):
         seen.labels[entry["values"].as_py()] += entry["counts"].as_py()

@@ -56,8 +56,16 @@ def test_moments_do_not_depend_on_the_files(tmp_path):
         features, _ = scanned(folder, columns, files, label="price")
         results.append((features.tabular[0].mean, features.tabular[0].std))
     assert len(set(results)) == 1
-    assert results[0][0] == pytest.approx(known.mean(), rel=1e-6)
-    assert results[0][1] == pytest.approx(known.std(), rel=1e-5)
+    assert results[0][0] == pytest.approx(known.mean(), rel=1e-9)
+    assert results[0][1] == pytest.approx(known.std(), rel=1e-6)
+
+
+def test_a_small_spread_far_from_zero(tmp_path):
+    stamps = 1_700_000_000.0 + np.arange(50.0)
+    features, label = scanned(tmp_path, {"when": stamps, "label": [3.5] * 50})
+    assert features.tabular[0].mean == pytest.approx(stamps.mean(), rel=1e-12)
+    assert features.tabular[0].std == pytest.approx(stamps.std(), rel=1e-6)
+    assert (label.mean, label.std) == (3.5, 1.0)
 
 
 def test_a_label_that_is_no_class_is_refused(tmp_path, monkeypatch):
