@@ -32,6 +32,7 @@ OPERATIONAL = frozenset(
         "proxy_workers",
         "resume",
         "sample_rows",
+        "status",
     }
 )
 
@@ -220,6 +221,9 @@ class RunConfig(Stage):
     address: str | None = Field(None, description="Ray cluster to join; default: a local Ray")
     dry_run: bool = Field(False, description="score a sample and print what a run would do")
     sample_rows: int = Field(2_000, ge=1, description="rows that --dry-run scores")
+    status: str | None = Field(
+        None, description="an output directory: say what is done of its run and what is left"
+    )
     scores: str | None = Field(
         None, description="score table of an earlier run: cut again without touching a model"
     )

@@ -13,8 +13,7 @@ from typing import Any
 
 from dataprune_ray import cli, summary
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.corpora import make_digits
-from dataprune_ray.pipeline import preview, prune
+from dataprune_ray.status import status
 
 DIGITS = "corpus/digits"
 
@@ -27,6 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> Mapping[str, Any]:
         config, _ = cli.parse(PruneConfig, arguments, str(__doc__), {})
+        if config.run.status is not None:
+            found = status(config.run.status)
+            print(found.text())  # noqa: T201
+            return found.to_json()
+        # What asks for a run's status, for help or by a wrong flag does not wait for Ray's imports.
+        from dataprune_ray.corpora import make_digits  # noqa: PLC0415
+        from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
+
         if not config.corpus.input:
             config = config.replace(input=str(make_digits(DIGITS)))
         if not config.write.output and not config.run.dry_run:

@@ -81,11 +81,11 @@ def claim(
         remove_run(root, keep_scores=keep_scores, keep_run=True)
         write_bytes(join(root, RUN_FILE), content)
         return Output(root)
-    earlier = _earlier_run(root)
+    earlier = read_run(root)
     if earlier is not None:
         _refuse_difference(root, earlier, run)
         if exists(join(root, MANIFEST)):
-            return Output(root, json.loads(read_bytes(join(root, MANIFEST))))
+            return Output(root, read_manifest(root))
         if not resume:
             raise ConfigError("resume", False, f"{redact(root)} holds an unfinished run")
         return Output(root, resumed=True)
@@ -99,7 +99,13 @@ def claim(
     return Output(root)
 
 
-def _earlier_run(root: str) -> dict[str, Any] | None:
+def read_manifest(root: str) -> dict[str, Any]:
+    """The manifest of a finished run."""
+    content: dict[str, Any] = json.loads(read_bytes(join(root, MANIFEST)))
+    return content
+
+
+def read_run(root: str) -> dict[str, Any] | None:
     """What ``run.json`` says, where it is one of ours."""
     if not exists(join(root, RUN_FILE)):
         return None
@@ -139,7 +145,7 @@ def remove_run(root: str, *, keep_scores: bool = False, keep_run: bool = False) 
     Raises:
         ConfigError: the directory is not a run's output.
     """
-    if _entries(root) and _earlier_run(root) is None:
+    if _entries(root) and read_run(root) is None:
         raise ConfigError(
             "output", redact(root), "is not a run's output (no run.json), so nothing is removed"
         )
