@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from dataprune_ray import galleries, manifest
+from dataprune_ray import galleries, manifest, telemetry
 from dataprune_ray.cluster import Cluster, cluster, pool_of
 from dataprune_ray.config import PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
@@ -51,6 +51,7 @@ class Journal:
 
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    run: str | None = None  # tag of the metrics, from when Ray is there to take them
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -58,6 +59,8 @@ class Journal:
         started = time.perf_counter()
         yield
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
+        if self.run is not None:
+            telemetry.set_stage_seconds(self.run, name, self.seconds[name])
 
     def warn(self, text: str) -> None:
         """Say it now, and again in the report and the manifest."""
@@ -86,6 +89,7 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     started = time.perf_counter()
     with cluster(config.run.address) as found:
         journal.seconds["start Ray"] = time.perf_counter() - started
+        journal.run = telemetry.run_name(output.root)
         return _prune_on(config, command, corpus, understanding, output, found, journal)
 
 
@@ -305,7 +309,9 @@ def _write_plan(
 
 def _decide(plan: WritePlan, corpus: Corpus, rows: int) -> tuple[Decided, list[int]]:
     progress = Progress("deciding", "rows", rows)
-    return decide(plan, corpus.fragments, lambda counts: progress.add(counts.rows))
+    decided, kept = decide(plan, corpus.fragments, lambda counts: progress.add(counts.rows))
+    telemetry.count_quarantined(telemetry.run_name(plan.output), decided.bad)
+    return decided, kept
 
 
 def _write(
@@ -315,7 +321,13 @@ def _write(
     target = config.write.part_rows or max(1, config.write.part_bytes // per_row)
     parts = plan_parts(corpus.fragments, kept, target)
     progress = Progress("writing", "rows", sum(kept))
-    return write_parts(plan, corpus, parts, lambda part: progress.add(part.rows))
+    run = telemetry.run_name(plan.output)
+
+    def count(part: Written) -> None:
+        progress.add(part.rows)
+        telemetry.count_written(run, part.rows, part.bytes)
+
+    return write_parts(plan, corpus, parts, count)
 
 
 def _warn_of_losses(understanding: Understanding, decided: Decided, journal: Journal) -> None:

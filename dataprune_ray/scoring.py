@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
+from dataprune_ray import telemetry
 from dataprune_ray.engine import NOTE, Engine, FragmentCount, ScorePlan
 from dataprune_ray.fitting import finish
 from dataprune_ray.io.corpus import Fragment
@@ -92,10 +93,12 @@ class FragmentScorer:
         torch.set_num_threads(1)
         pa.set_cpu_count(1)
         self.engine = Engine(plan)
+        self.run = telemetry.run_name(plan.folder)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Score and commit the batch's ``fragment``s; their counts."""
         counts = [self.engine.commit(Fragment.from_json(text)) for text in batch["fragment"]]
+        telemetry.count_scored(self.run, sum(count.rows for count in counts))
         return {
             "index": np.array([count.index for count in counts]),
             "rows": np.array([count.rows for count in counts]),
