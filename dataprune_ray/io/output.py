@@ -26,6 +26,7 @@ from dataprune_ray.io.filesystems import (
     resolve,
     write_bytes,
 )
+from dataprune_ray.io.lock import LOCK
 
 RUN_FILE = "run.json"
 MANIFEST = "manifest.json"
@@ -51,6 +52,17 @@ class Output:
     def path(self, *names: str) -> str:
         """Path of a file in it."""
         return join(self.root, *names)
+
+
+def finished(root: str, settings: dict[str, Any], inputs: str) -> dict[str, Any] | None:
+    """The manifest of a finished run of the same settings and corpus; nothing is written.
+
+    Raises:
+        ConfigError: the directory is a file.
+    """
+    if MANIFEST not in _entries(root) or read_run(root) != {"settings": settings, "inputs": inputs}:
+        return None
+    return read_manifest(root)
 
 
 def claim(
@@ -173,7 +185,7 @@ def _entries(root: str) -> set[str]:
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
         raise ConfigError("output", redact(root), "is a file, not a directory")
     found = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
-    return {entry.base_name for entry in found}
+    return {entry.base_name for entry in found} - {LOCK}
 
 
 def _files(root: str) -> list[str]:

@@ -9,7 +9,15 @@ import pytest
 
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io import output
-from dataprune_ray.io.output import MANIFEST, RUN_FILE, claim, remove_leftovers, remove_run
+from dataprune_ray.io.lock import LOCK
+from dataprune_ray.io.output import (
+    MANIFEST,
+    RUN_FILE,
+    claim,
+    finished,
+    remove_leftovers,
+    remove_run,
+)
 
 SETTINGS = {"keep": 0.5, "metric": ["el2n"], "input": "corpus"}
 OURS = (
@@ -211,3 +219,26 @@ def test_leftovers_of_a_killed_run_go_where_asked(tmp_path):
     put(tmp_path, "data/.writing-1-x", "data/x", "scores/.writing-1-x", "other/.writing-1-x")
     remove_leftovers(str(tmp_path), ("data", "decisions"))
     assert files(tmp_path) == {"data/x", "scores/.writing-1-x", "other/.writing-1-x"}
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_lock_makes_a_directory_no_stranger(tmp_path, overwrite):
+    put(tmp_path, LOCK)
+    assert not take(tmp_path, overwrite=overwrite).resumed
+    assert files(tmp_path) == {LOCK, RUN_FILE}
+
+
+def test_a_finished_run_is_known_without_writing(tmp_path):
+    root = tmp_path / "out"
+    assert finished(str(root), SETTINGS, "abc") is None
+    assert not root.exists()
+    take(root)
+    assert finished(str(root), SETTINGS, "abc") is None
+    finish(root)
+    before = files(root)
+    assert finished(str(root), SETTINGS, "abc") == {"rows": 3}
+    assert finished(str(root), {**SETTINGS, "keep": 0.1}, "abc") is None
+    assert finished(str(root), SETTINGS, "other") is None
+    assert files(root) == before
+    with pytest.raises(ConfigError, match="is a file"):
+        finished(str(root / MANIFEST), SETTINGS, "abc")
