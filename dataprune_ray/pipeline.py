@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,8 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, write_bytes
-from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, remove_leftovers
+from dataprune_ray.io.lock import locked
+from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, finished, remove_leftovers
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.progress import Progress
@@ -82,12 +83,16 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
         understanding = understand(config, corpus)
     for note in understanding.notes:
         logger.info("%s", note)
-    output = _claim(config, corpus)
-    if output.finished is not None:
-        logger.info("finished already: %s", output.root)
-        return output.finished
-    started = time.perf_counter()
-    with cluster(config.run.address) as found:
+    done = _finished(config, corpus)
+    if done is not None:
+        return done
+    with ExitStack() as held:
+        held.enter_context(locked(config.write.output))
+        output = _claim(config, corpus)
+        if output.finished is not None:  # by a run that ended just now
+            return output.finished
+        started = time.perf_counter()
+        found = held.enter_context(cluster(config.run.address))
         journal.seconds["start Ray"] = time.perf_counter() - started
         journal.run = telemetry.run_name(output.root)
         return _prune_on(config, command, corpus, understanding, output, found, journal)
@@ -167,6 +172,17 @@ def _prune_on(
 
 
 # Stages ------------------------------------------------------------------------------------------
+
+
+def _finished(config: PruneConfig, corpus: Corpus) -> dict[str, Any] | None:
+    """The manifest, where this very run is finished already; that takes no lock."""
+    if config.write.overwrite:
+        return None
+    root = config.write.output
+    done = finished(root, config.decisive(), corpus.fingerprint())
+    if done is not None:
+        logger.info("finished already: %s", root)
+    return done
 
 
 def _claim(config: PruneConfig, corpus: Corpus) -> Output:
