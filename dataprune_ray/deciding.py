@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import atomic_output, join, open_input
+from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
 from dataprune_ray.tasks import run_tasks
 
@@ -80,6 +81,9 @@ def decide(
     plan: WritePlan, fragments: tuple[Fragment, ...], progress: Callable[[Decided], None]
 ) -> tuple[Decided, list[int]]:
     """Write decisions and quarantine of every fragment; all counts, and kept rows by fragment."""
+    names = {f"{fragment.name}.parquet" for fragment in fragments}
+    for folder in ("decisions", "quarantine"):
+        remove_other_fragments(join(plan.output, folder), names)
     total = Decided()
     kept = [0] * len(fragments)
     for position, counts in run_tasks(partial(_decide, plan), list(enumerate(fragments))):
@@ -112,6 +116,8 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
             counts.rows += table.num_rows
     if bad:
         _quarantine(join(plan.output, "quarantine", name), bad)
+    else:  # an earlier attempt may have found some
+        remove_file(join(plan.output, "quarantine", name))
     return position, counts
 
 

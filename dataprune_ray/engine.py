@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import encode_example
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, join, read_bytes
-from dataprune_ray.io.rows import RowBatch, RowPlan, ahead, read_rows
+from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, RowPlan, ahead, read_rows
 from dataprune_ray.metrics import METRICS, MetricOptions, ModelOutputs
 from dataprune_ray.models import (
     FeatureTap,
@@ -157,7 +158,7 @@ class Engine:
         """Score a fragment and commit its score file."""
         started = time.perf_counter()
         layout = self.plan.layout
-        rows = bad = 0
+        rows = bad = unread = 0
         members: set[str] = set()
         with (
             atomic_output(self.plan.path(fragment)) as stream,
@@ -165,10 +166,12 @@ class Engine:
         ):
             for table in _grouped(self.tables(fragment, layout, members)):
                 rows += table.num_rows
-                bad += table.num_rows - table[schema.ERROR].null_count
+                errors = table[schema.ERROR]
+                bad += table.num_rows - errors.null_count
+                unread += pc.sum(pc.starts_with(errors, STORAGE_FAILED)).as_py() or 0
                 writer.write_table(table)
-            note = json.dumps({"rows": rows, "bad": bad, "members": sorted(members)})
-            writer.add_key_value_metadata({NOTE.decode(): note})
+            note = {"rows": rows, "bad": bad, "unread": unread, "members": sorted(members)}
+            writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
         seconds = time.perf_counter() - started
         return FragmentCount(fragment.index, rows, bad, seconds, tuple(sorted(members)))
 

@@ -42,6 +42,25 @@ class UnknownNameError(ConfigError):
         super().__init__(field, value, f"unknown; choose one of: {', '.join(sorted(choices))}")
 
 
+class StorageError(DataPruneError, OSError):
+    """A file system that should answer did not, however often it was asked."""
+
+
+class DiskFullError(DataPruneError):
+    """Nothing more can be written; what was committed stays and is not done again."""
+
+    def __init__(self, path: str, reason: object) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"disk full at {self.path}: {self.reason}; free some space there and run the same "
+            "command again: it goes on where it stopped"
+        )
+
+
 class GateError(DataPruneError):
     """A comparison's gate failed."""
 

@@ -26,8 +26,10 @@ from dataprune_ray.io.filesystems import (
     join,
     open_input,
     read_bytes,
+    remove_file,
     write_bytes,
 )
+from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.tasks import run_tasks
 
@@ -51,6 +53,20 @@ def finish(plan: ScorePlan) -> None:
         write_bytes(saved, json.dumps(fit.to_json()).encode())
     for _ in run_tasks(partial(_complete, plan.metrics, fit), paths):
         pass
+
+
+def forget(plan: ScorePlan) -> bool:
+    """Undo a second stage over a corpus of which some rows were not there yet.
+
+    Whether there was one; the score files that it finished are removed with it, the statistics
+    last: cut off half way, this is begun again.
+    """
+    saved = join(plan.folder, _FIT_FILE)
+    if not plan.fitted or not exists(saved):
+        return False
+    remove_other_fragments(plan.folder, ())
+    remove_file(saved)
+    return True
 
 
 @dataclass(frozen=True)

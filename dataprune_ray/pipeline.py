@@ -19,6 +19,7 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, write_bytes
+from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, finished, remove_leftovers
 from dataprune_ray.io.webdataset import with_members
@@ -91,6 +92,7 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
         output = _claim(config, corpus)
         if output.finished is not None:  # by a run that ended just now
             return output.finished
+        held.enter_context(tidied(output))
         started = time.perf_counter()
         found = held.enter_context(cluster(config.run.address))
         journal.seconds["start Ray"] = time.perf_counter() - started
@@ -259,6 +261,7 @@ def _score(
         plan,
         pool_of(config.score, found),
         lambda count: progress.add(count.rows, reused=count.reused),
+        foreign=config.run.scores is not None,
     )
     if config.run.scores is None:
         save(understanding, corpus, folder)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,9 +22,11 @@ import torch
 
 from dataprune_ray import telemetry
 from dataprune_ray.engine import NOTE, Engine, FragmentCount, ScorePlan
-from dataprune_ray.fitting import finish
+from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import list_names, open_input
+from dataprune_ray.io.leftovers import remove_other_fragments
+from dataprune_ray.io.retries import retried
 from dataprune_ray.tasks import own_errors
 
 
@@ -36,13 +40,29 @@ class Pool:
 
 
 def score(
-    plan: ScorePlan, pool: Pool, progress: Callable[[FragmentCount], None]
+    plan: ScorePlan,
+    pool: Pool,
+    progress: Callable[[FragmentCount], None],
+    *,
+    foreign: bool = False,
 ) -> list[FragmentCount]:
-    """Score every fragment that has no score file yet; counts of all, in fragment order."""
-    present = set(list_names(plan.folder, ".parquet"))
-    committed = [f for f in plan.rows.fragments if f"{f.name}.parquet" in present]
-    missing = [f for f in plan.rows.fragments if f"{f.name}.parquet" not in present]
-    counts = [_committed(plan, fragment) for fragment in committed]
+    """Score every fragment that has no score file yet; counts of all, in fragment order.
+
+    A fragment with rows that storage kept back is scored again. Score files of fragments that the
+    corpus no longer has, because a file of it could not be opened before, are removed. Neither is
+    done in a ``foreign`` folder, which an earlier run made.
+    """
+    fragments = {f"{fragment.name}.parquet": fragment for fragment in plan.rows.fragments}
+    if not foreign:
+        remove_other_fragments(plan.folder, fragments)
+    present = [name for name in list_names(plan.folder, ".parquet") if name in fragments]
+    with ThreadPoolExecutor(16) as threads:
+        found = threads.map(partial(_committed, plan), [fragments[name] for name in present])
+        counts = [count for count, unread in found if foreign or not unread]
+    if not foreign and len(counts) < len(fragments) and forget(plan):
+        counts = []
+    done = {count.index for count in counts}
+    missing = [fragment for fragment in plan.rows.fragments if fragment.index not in done]
     for count in counts:
         progress(count)
     if missing:
@@ -79,11 +99,18 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
         )
 
 
-def _committed(plan: ScorePlan, fragment: Fragment) -> FragmentCount:
-    with open_input(plan.path(fragment)) as file:
-        note = json.loads(pq.read_metadata(file).metadata[NOTE])
+def _committed(plan: ScorePlan, fragment: Fragment) -> tuple[FragmentCount, int]:
+    """What a score file says of itself, and how many rows it lacks because storage failed."""
+    note = json.loads(retried(_read_note, plan.path(fragment)))
     members = tuple(note["members"])
-    return FragmentCount(fragment.index, note["rows"], note["bad"], 0.0, members, reused=True)
+    count = FragmentCount(fragment.index, note["rows"], note["bad"], 0.0, members, reused=True)
+    return count, note.get("unread", 0)
+
+
+def _read_note(path: str) -> bytes:
+    with open_input(path) as file:
+        note: bytes = pq.read_metadata(file).metadata[NOTE]
+    return note
 
 
 class FragmentScorer:
@@ -97,7 +124,8 @@ class FragmentScorer:
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Score and commit the batch's ``fragment``s; their counts."""
-        counts = [self.engine.commit(Fragment.from_json(text)) for text in batch["fragment"]]
+        fragments = [Fragment.from_json(text) for text in batch["fragment"]]
+        counts = [retried(self.engine.commit, fragment) for fragment in fragments]
         telemetry.count_scored(self.run, sum(count.rows for count in counts))
         return {
             "index": np.array([count.index for count in counts]),

@@ -10,12 +10,15 @@ import pyarrow as pa
 import ray
 
 from dataprune_ray.errors import DataPruneError
+from dataprune_ray.io.retries import retried
 
 A = TypeVar("A")
 R = TypeVar("R")
 
 #: CPUs a task asks for: a part, so that tasks and an actor pool fit on a small machine together.
 TASK_CPUS = 0.5
+#: Workers that a task may lose before the run fails: machines that are cheap go away often.
+_LOST_WORKERS = 8
 
 
 def run_tasks(
@@ -28,14 +31,18 @@ def run_tasks(
     """``function`` of each item, in Ray tasks across the cluster, results as they finish.
 
     What is common to all items belongs into ``function`` (a partial or a frozen dataclass): it is
-    sent once.
+    sent once. A function must be idempotent: a task is run again where its worker or node is lost,
+    or where a storage error may pass.
 
     Raises:
         DataPruneError: what a task raised on purpose, as itself.
     """
     shared = ray.put(function)
     remote = ray.remote(_call).options(
-        num_cpus=num_cpus, num_gpus=num_gpus, scheduling_strategy="SPREAD"
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        scheduling_strategy="SPREAD",
+        max_retries=_LOST_WORKERS,
     )
     return unordered((remote.remote(shared, item) for item in items), in_flight=_in_flight())
 
@@ -86,4 +93,4 @@ def own_errors() -> Iterator[None]:
 
 def _call(function: Callable[[A], R], item: A) -> R:
     pa.set_cpu_count(1)
-    return function(item)
+    return retried(function, item)

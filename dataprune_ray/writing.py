@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 
 from dataprune_ray import schema
 from dataprune_ray.deciding import WritePlan
-from dataprune_ray.errors import BadDataError
+from dataprune_ray.errors import BadDataError, StorageError
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.leftovers import remove_other_parts
 from dataprune_ray.io.parquet import compression_of
 from dataprune_ray.tasks import run_tasks
 
@@ -95,6 +96,7 @@ def write_parts(
     Raises:
         BadDataError: a source file changed or broke since it was scored.
     """
+    remove_other_parts(join(plan.output, "data"), {part.name for part in parts})
     plan = replace(plan, **_source_style(corpus))
     written = {}
     for result in run_tasks(partial(_write_part, plan), parts):
@@ -223,6 +225,8 @@ def _filtered(
             start += batch.num_rows
             if start > positions[-1]:
                 return
+    except StorageError:
+        raise
     except READ_ERRORS as error:
         raise BadDataError(
             f"{span.file}: rows from {start} on cannot be copied: {error}; "

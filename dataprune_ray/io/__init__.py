@@ -12,14 +12,15 @@ from dataprune_ray.io import parquet, webdataset
 from dataprune_ray.io.corpus import Corpus, Reader, fragment_target, plan_fragments
 from dataprune_ray.io.filesystems import list_files, redact
 from dataprune_ray.io.parquet import ParquetReader
+from dataprune_ray.io.steady import SteadyReader
 from dataprune_ray.io.webdataset import WebDatasetReader
 
 #: What reading a broken file of any format raises.
 READ_ERRORS = (*parquet.READ_ERRORS, *webdataset.READ_ERRORS)
 
 READERS: dict[str, Reader] = {
-    "parquet": ParquetReader(),
-    "webdataset": WebDatasetReader(),
+    "parquet": SteadyReader(ParquetReader()),
+    "webdataset": SteadyReader(WebDatasetReader()),
 }
 
 

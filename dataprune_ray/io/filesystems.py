@@ -3,10 +3,12 @@
 A local file is written under a temporary name in its own folder, flushed to disk and renamed. What
 goes to an object store is collected on this machine first and uploaded when it is complete: a store
 shows an object only at the end of its upload, but a stream that is given up ends it as well.
+Storage errors that may pass are waited out.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
@@ -23,12 +25,14 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from dataprune_ray.errors import ConfigError
+from dataprune_ray.errors import ConfigError, DiskFullError
+from dataprune_ray.io.retries import retried
 
 #: Prefix of files that are still being written; readers skip them.
 TEMPORARY_PREFIX = ".writing-"
 
 _PASSWORD = re.compile(r":(?!\d*$)")  # a colon that no port follows
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _SPOOL_BYTES = 64 << 20  # held in memory of a file that goes to an object store
 
 
@@ -50,7 +54,7 @@ def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     if "://" not in path:
         return pafs.LocalFileSystem(), str(Path(path).expanduser().absolute())
     try:
-        filesystem, inner = pafs.FileSystem.from_uri(path)
+        filesystem, inner = retried(pafs.FileSystem.from_uri, path)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         reason = str(error).replace(path, redact(path))
         raise ConfigError("path", redact(path), f"not a usable URI: {reason}") from None
@@ -88,16 +92,18 @@ def list_files(root: str) -> list[FileInfo]:
         ConfigError: nothing lies at ``root``.
     """
     filesystem, inner = resolve(root)
-    info = filesystem.get_file_info(inner)
+    info = retried(filesystem.get_file_info, inner)
     if info.type == pafs.FileType.File:
         return [_file_info(info, posixpath.basename(inner))]
     if info.type == pafs.FileType.NotFound:
         raise ConfigError("input", redact(root), "no such file or folder")
     prefix = inner.rstrip("/") + "/"
     if isinstance(filesystem, pafs.LocalFileSystem):
-        entries = filesystem.get_file_info([prefix + path for path in _local_files(Path(inner))])
+        paths = [prefix + path for path in _local_files(Path(inner))]
+        _refuse_undecodable(paths)
+        entries = retried(filesystem.get_file_info, paths)
     else:
-        entries = filesystem.get_file_info(pafs.FileSelector(inner, recursive=True))
+        entries = retried(filesystem.get_file_info, pafs.FileSelector(inner, recursive=True))
     found = [
         _file_info(entry, relative)
         for entry in entries
@@ -105,6 +111,13 @@ def list_files(root: str) -> list[FileInfo]:
         and not _hidden(relative := entry.path.removeprefix(prefix))
     ]
     return sorted(found, key=lambda file: file.path)
+
+
+def _refuse_undecodable(paths: list[str]) -> None:
+    for path in paths:
+        if not path.isprintable() and path != path.encode(errors="replace").decode():
+            shown = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+            raise ConfigError("input", shown, "the file's name is not UTF-8; rename the file")
 
 
 def _local_files(root: Path) -> list[str]:
@@ -153,46 +166,77 @@ def corpus_path(root: str, relative: str) -> str:
 def exists(path: str) -> bool:
     """Whether a file or folder lies at ``path``."""
     filesystem, inner = resolve(path)
-    return bool(filesystem.get_file_info(inner).type != pafs.FileType.NotFound)
+    return bool(retried(filesystem.get_file_info, inner).type != pafs.FileType.NotFound)
 
 
 def open_input(path: str) -> pa.NativeFile:
     """Open a file for random access."""
     filesystem, inner = resolve(path)
-    return filesystem.open_input_file(inner)
+    return retried(filesystem.open_input_file, inner)
 
 
 def read_bytes(path: str) -> bytes:
     """A whole small file."""
+    return retried(_read_bytes, path)
+
+
+def _read_bytes(path: str) -> bytes:
     with open_input(path) as file:
         return bytes(file.read())
 
 
 @contextmanager
 def atomic_output(path: str) -> Iterator[Any]:
-    """A binary stream whose content appears at ``path`` only when the block ends without error."""
+    """A binary stream whose content appears at ``path`` only when the block ends without error.
+
+    Raises:
+        DiskFullError: the content does not fit; nothing of it is left.
+        StorageError: the storage failed for longer than it is waited for.
+    """
     filesystem, inner = resolve(path)
-    folder, name = posixpath.split(inner)
-    if not isinstance(filesystem, pafs.LocalFileSystem):
-        with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
-            yield spool
-            spool.seek(0)
-            with filesystem.open_output_stream(inner) as stream:
-                shutil.copyfileobj(spool, stream, 1 << 20)
+    if isinstance(filesystem, pafs.LocalFileSystem):
+        with _disk_full_at(redact(path)), _renamed(Path(inner)) as stream:
+            yield stream
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    temporary = Path(folder) / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{name}"
+    with _disk_full_at(tempfile.gettempdir()), tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+        yield spool
+        retried(_upload, filesystem, inner, spool)
+
+
+@contextmanager
+def _disk_full_at(place: str) -> Iterator[None]:
+    """Say of a full disk which one it is."""
     try:
-        with temporary.open("wb") as stream:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        raise DiskFullError(place, error.strerror) from error
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[Any]:
+    """A stream into a temporary file beside ``path`` that takes its place at the end."""
+    retried(path.parent.mkdir, parents=True, exist_ok=True)
+    temporary = path.parent / f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}"
+    try:
+        with retried(temporary.open, "wb") as stream:
             yield stream
             stream.flush()
             os.fsync(stream.fileno())
-        temporary.replace(inner)
+        retried(temporary.replace, path)
     except BaseException:
         with suppress(FileNotFoundError):
             temporary.unlink()
         raise
-    _sync_folder(folder)
+    retried(_sync_folder, path.parent)
+
+
+def _upload(filesystem: pafs.FileSystem, inner: str, content: Any) -> None:
+    """Put an object from the start of ``content``; again is the same."""
+    content.seek(0)
+    with filesystem.open_output_stream(inner) as stream:
+        shutil.copyfileobj(content, stream, 1 << 20)
 
 
 def write_bytes(path: str, content: bytes) -> None:
@@ -205,7 +249,7 @@ def remove_file(path: str) -> None:
     """Delete one file if it is there."""
     filesystem, inner = resolve(path)
     with suppress(FileNotFoundError):
-        filesystem.delete_file(inner)
+        retried(filesystem.delete_file, inner)
 
 
 def remove_empty_folders(root: str, names: list[str]) -> None:
@@ -220,12 +264,12 @@ def remove_empty_folders(root: str, names: list[str]) -> None:
 def list_names(folder: str, suffix: str) -> list[str]:
     """Names of finished files directly in ``folder`` that end in ``suffix``, sorted."""
     filesystem, inner = resolve(folder)
-    entries = filesystem.get_file_info(pafs.FileSelector(inner, allow_not_found=True))
+    entries = retried(filesystem.get_file_info, pafs.FileSelector(inner, allow_not_found=True))
     names = [entry.base_name for entry in entries if entry.type == pafs.FileType.File]
     return sorted(n for n in names if n.endswith(suffix) and not n.startswith(TEMPORARY_PREFIX))
 
 
-def _sync_folder(folder: str) -> None:
+def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
+from dataprune_ray.io.retries import is_passing, retried
 
 #: What a broken Parquet file raises while it is opened or read.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -53,16 +54,16 @@ class ParquetReader:
                 for batch in parquet.iter_batches(batch_rows, groups, names, use_threads=False):
                     done += batch.num_rows
                     yield batch
-            except READ_ERRORS:
-                yield from _rest(parquet, groups, names, batch_rows, done)
+            except READ_ERRORS as error:
+                if not is_passing(error):
+                    yield from _rest(parquet, groups, names, batch_rows, done)
                 raise
 
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
         """See `Reader.narrow`: the row groups that overlap."""
         if span.groups is None:
             return span
-        with open_input(corpus_path(root, span.file)) as file:
-            metadata = pq.ParquetFile(file).metadata
+        metadata, _ = _metadata(root, span.file)
         start = begin = span.start
         rows = 0
         chosen: list[int] = []
@@ -92,24 +93,54 @@ def _rest(
 
 def compression_of(root: str, file: str) -> str:
     """Codec of the file's first column chunk, as `pyarrow.parquet.ParquetWriter` names it."""
-    with open_input(corpus_path(root, file)) as opened:
-        metadata = pq.ParquetFile(opened).metadata
-        if not metadata.num_row_groups or not metadata.num_columns:
-            return "snappy"
-        codec = metadata.row_group(0).column(0).compression.lower()
+    metadata, _ = retried(_metadata, root, file)
+    if not metadata.num_row_groups or not metadata.num_columns:
+        return "snappy"
+    codec: str = metadata.row_group(0).column(0).compression.lower()
     return "none" if codec == "uncompressed" else codec
+
+
+def _metadata(root: str, file: str) -> tuple[pq.FileMetaData, pa.Schema]:
+    with open_input(corpus_path(root, file)) as opened:
+        parquet = pq.ParquetFile(opened)
+        return parquet.metadata, parquet.schema_arrow
 
 
 def _footer(root: str, file: FileInfo) -> tuple[pa.Schema | None, SourceFile]:
     try:
-        with open_input(corpus_path(root, file.path)) as opened:
-            parquet = pq.ParquetFile(opened)
-            metadata = parquet.metadata
-            groups = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-            return parquet.schema_arrow, SourceFile(file.path, file.size, file.version, groups)
+        metadata, schema = retried(_metadata, root, file.path)
+        groups = _group_rows(metadata)
+        return schema, SourceFile(file.path, file.size, file.version, groups)
     except READ_ERRORS as error:
         reason = f"unreadable file: {error}"
         return None, SourceFile(file.path, file.size, file.version, None, reason)
+
+
+def _group_rows(metadata: pq.FileMetaData) -> tuple[int, ...]:
+    """Rows of each row group.
+
+    Raises:
+        ValueError: the counts in the footer do not agree with each other.
+    """
+    rows = tuple(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
+    flat = [
+        position
+        for position in range(metadata.num_columns)
+        if metadata.schema.column(position).max_repetition_level == 0
+    ]
+    for index, count in enumerate(rows):
+        group = metadata.row_group(index)
+        values = {group.column(position).num_values for position in flat[:1]}
+        if count < 0 or not values <= {count}:
+            raise ValueError(
+                f"the footer contradicts itself: row group {index} has {count} rows "
+                f"and columns of {sorted(values)} values"
+            )
+    if metadata.num_rows != sum(rows):
+        raise ValueError(
+            f"the footer contradicts itself: {metadata.num_rows} rows, {sum(rows)} in row groups"
+        )
+    return rows
 
 
 def _checked(expected: pa.Schema, found: pa.Schema | None, source: SourceFile) -> SourceFile:

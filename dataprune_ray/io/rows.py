@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dataprune_ray.cutoff import seeded_hash
+from dataprune_ray.errors import StorageError
 from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encode_labels, top_level
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
@@ -28,6 +29,8 @@ T = TypeVar("T")
 _BATCH_BYTES = 16 << 20
 _MOST_ROWS = 8192
 _ALL = 2**64 - 1
+#: How the errors of rows begin that storage kept back: another run may well be able to read them.
+STORAGE_FAILED = "storage failed"
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,9 @@ def _read_span(
     while True:
         try:
             batch = next(batches, None)
+        except StorageError as error:
+            yield from _failed(plan, span, done, str(error))
+            return
         except READ_ERRORS as error:
             yield from _failed(plan, span, done, f"file breaks off: {error}")
             return
@@ -234,25 +240,21 @@ def _identify(
 
 def _failed(plan: RowPlan, span: Span, done: int, reason: str) -> Iterator[RowBatch]:
     """The rows of a span that cannot be read; one row at -1 stands for a file of unknown length."""
-    start = span.start + done
-    if span.rows:
-        positions = np.arange(start, span.start + span.rows, dtype=np.int64)
-        if not len(positions):
-            return
-    else:
-        positions = np.array([start if done else -1], np.int64)
-    hashes = position_hashes(span.file, start, len(positions))
-    if plan.sample_below != _ALL:
-        chosen = seeded_hash(hashes, plan.seed) <= plan.sample_below
-        positions, hashes = positions[chosen], hashes[chosen]
-    for first in range(0, len(positions), _MOST_ROWS):
-        part = slice(first, first + _MOST_ROWS)
-        size = len(positions[part])
+    start, end = span.start + done, span.start + (span.rows or 0)
+    for first in range(start, end if span.rows else start + 1, _MOST_ROWS):
+        positions = np.arange(first, min(first + _MOST_ROWS, end) if span.rows else first + 1)
+        hashes = position_hashes(span.file, first, len(positions))
+        if not span.rows and not done:
+            positions[0] = -1
+        if plan.sample_below != _ALL:
+            chosen = seeded_hash(hashes, plan.seed) <= plan.sample_below
+            positions, hashes = positions[chosen], hashes[chosen]
+        size = len(positions)
         yield RowBatch(
             file=span.file,
-            rows=positions[part],
+            rows=positions,
             keys=pa.nulls(size, pa.string()),
-            row_hash=hashes[part],
+            row_hash=hashes,
             stored=pa.nulls(size, plan.label.type),
             good=np.zeros(size, bool),
             errors=dict.fromkeys(range(size), reason),

@@ -21,6 +21,7 @@ import pyarrow as pa
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import MEMBERS, SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
+from dataprune_ray.io.retries import is_passing, retried
 
 KEY = "__key__"
 MAX_MEMBER_BYTES = 1 << 30
@@ -49,9 +50,7 @@ class WebDatasetReader:
             error = None
             if position < _PROBE_FILES:
                 try:
-                    path = corpus_path(root, file.path)
-                    for _ in islice(_samples(path, names, set()), _PROBE_SAMPLES):
-                        pass
+                    retried(_probe, corpus_path(root, file.path), names)
                 except READ_ERRORS as problem:
                     error = None if names else f"unreadable archive: {problem}"
             sources.append(SourceFile(file.path, file.size, file.version, None, error))
@@ -75,8 +74,8 @@ class WebDatasetReader:
                 if len(rows) >= batch_rows or held > _BATCH_BYTES:
                     yield _batch(rows, columns, members)
                     rows, held = [], 0
-        except READ_ERRORS:
-            if rows:
+        except READ_ERRORS as error:
+            if rows and not is_passing(error):
                 yield _batch(rows, columns, members)
             raise
         if rows:
@@ -85,6 +84,12 @@ class WebDatasetReader:
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:  # noqa: ARG002
         """See `Reader.narrow`: an archive is read from its start."""
         return span
+
+
+def _probe(path: str, members: set[str]) -> None:
+    """Collect the members of an archive's first samples."""
+    for _ in islice(_samples(path, members, set()), _PROBE_SAMPLES):
+        pass
 
 
 def with_members(schema: pa.Schema, members: Iterable[str]) -> pa.Schema:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
 
-from dataprune_ray.errors import ConfigError
-from dataprune_ray.io import filesystems
+from dataprune_ray.errors import ConfigError, DiskFullError
+from dataprune_ray.io import filesystems, retries
 from dataprune_ray.io.filesystems import (
     atomic_output,
     corpus_path,
@@ -254,3 +256,28 @@ def test_removing_is_quiet_about_what_is_not_there(tmp_path):
     (tmp_path / "empty").mkdir()
     remove_empty_folders(str(tmp_path), ["full", "empty", "gone"])
     assert names(tmp_path) == ["full"]
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(tmp_path):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(DiskFullError, match=r"disk full at .*x\.bin.*free some space") as caught:
+        half_written(tmp_path / "x.bin", full)
+    assert caught.value.exit_code == 1
+    assert names(tmp_path) == []
+
+
+def test_an_upload_that_fails_for_a_moment_is_made_again(object_store, monkeypatch):
+    original = shutil.copyfileobj
+    failures = [TimeoutError("upload"), ConnectionResetError("upload")]
+
+    def copy(source, target, length):
+        if failures:
+            target.write(source.read(2))
+            raise failures.pop()
+        original(source, target, length)
+
+    monkeypatch.setattr(filesystems.shutil, "copyfileobj", copy)
+    monkeypatch.setattr(retries.time, "sleep", lambda _: None)
+    write_bytes("s3://b/x", b"abcdef")
+    assert (object_store / "x").read_bytes() == b"abcdef"
+    assert not failures
