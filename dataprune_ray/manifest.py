@@ -96,7 +96,10 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "model": {
             "name": understanding.model.name,
             "checkpoints": [redact(path) for path in outcome.config.model.checkpoint],
-            "proxies": [asdict(proxy) for proxy in outcome.proxies],
+            "proxies": [
+                {**asdict(proxy), "checkpoint": redact(proxy.checkpoint)}
+                for proxy in outcome.proxies
+            ],
         },
         "inputs": [
             {"path": f.path, "size": f.size, "rows": f.rows, "version": f.version, "error": f.error}
@@ -247,7 +250,13 @@ def bad_examples_of_scores(folder: str) -> list[str]:
 
 
 def _redacted(settings: dict[str, Any]) -> dict[str, Any]:
-    return {k: redact(v) if isinstance(v, str) else v for k, v in settings.items()}
+    return {name: _without_secrets(value) for name, value in settings.items()}
+
+
+def _without_secrets(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_secrets(item) for item in value]
+    return redact(value) if isinstance(value, str) else value
 
 
 def _shown(value: Any) -> str:

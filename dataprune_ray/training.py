@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import BadDataError
-from dataprune_ray.io.filesystems import exists, read_bytes, write_bytes
+from dataprune_ray.io.filesystems import exists, read_bytes, redact, write_bytes
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
 from dataprune_ray.tasks import run_tasks
@@ -188,7 +188,7 @@ def load(plan: TrainPlan, rank: int = 0, world: int = 1) -> TrainRows:
             held.add(hashes[mine], batch.values[mine], batch.targets[mine])
     if not held.count:
         raise BadDataError(
-            f"no good row of {plan.rows.root!r} to train on: see the errors of its rows"
+            f"no good row of {redact(plan.rows.root)!r} to train on: see the errors of its rows"
         )
     hashes, values, targets = held.content()
     order = np.argsort(hashes, kind="stable")

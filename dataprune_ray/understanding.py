@@ -16,7 +16,7 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import exists, join, read_bytes, write_bytes
+from dataprune_ray.io.filesystems import exists, join, read_bytes, redact, write_bytes
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
@@ -110,7 +110,7 @@ def first_rows(corpus: Corpus) -> pa.RecordBatch:
             except READ_ERRORS as error:
                 problem = error
     if problem is not None:
-        raise BadDataError(f"input={corpus.root!r}: no file can be read: {problem}")
+        raise BadDataError(f"input={redact(corpus.root)!r}: no file can be read: {problem}")
     return pa.RecordBatch.from_pylist([], schema=corpus.schema)
 
 

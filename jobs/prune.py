@@ -13,6 +13,7 @@ from typing import Any
 
 from dataprune_ray import cli, summary
 from dataprune_ray.config import PruneConfig
+from dataprune_ray.io.filesystems import redact
 from dataprune_ray.status import status
 
 DIGITS = "corpus/digits"
@@ -21,7 +22,7 @@ DIGITS = "corpus/digits"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the job and return the process's exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = shlex.join(["python", "jobs/prune.py", *arguments])
+    command = shlex.join(["python", "jobs/prune.py", *map(redact, arguments)])
     as_json = "--json" in arguments
 
     def body() -> Mapping[str, Any]:
