@@ -7,6 +7,7 @@ whose score file is there already is not scored again.
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ import torch
 
 from dataprune_ray import telemetry
 from dataprune_ray.engine import NOTE, Engine, FragmentCount, ScorePlan
+from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import list_names, open_input
@@ -90,6 +92,9 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
         **gpu,
     )
     for row in counted.iter_rows():
+        if row["failure"]:
+            failure: DataPruneError = pickle.loads(bytes.fromhex(row["failure"]))  # noqa: S301 - ours
+            raise failure
         yield FragmentCount(
             int(row["index"]),
             int(row["rows"]),
@@ -125,7 +130,12 @@ class FragmentScorer:
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Score and commit the batch's ``fragment``s; their counts."""
         fragments = [Fragment.from_json(text) for text in batch["fragment"]]
-        counts = [retried(self.engine.commit, fragment) for fragment in fragments]
+        failure = ""
+        try:
+            counts = [retried(self.engine.commit, fragment) for fragment in fragments]
+        except DataPruneError as error:  # as a value: Ray Data would pass on its text alone
+            counts = [FragmentCount(fragment.index, 0, 0, 0.0) for fragment in fragments]
+            failure = pickle.dumps(error).hex()
         telemetry.count_scored(self.run, sum(count.rows for count in counts))
         return {
             "index": np.array([count.index for count in counts]),
@@ -133,4 +143,5 @@ class FragmentScorer:
             "bad": np.array([count.bad for count in counts]),
             "seconds": np.array([count.seconds for count in counts]),
             "members": np.array([json.dumps(count.members) for count in counts]),
+            "failure": np.array([failure for _ in counts]),
         }

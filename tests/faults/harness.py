@@ -1,0 +1,286 @@
+"""The prune job in a process tree of its own, killed at chosen moments; what must hold after."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests" / "integration"))
+
+from corpora import digit_rows, image_table, linear_checkpoint, write_parquet  # noqa: E402
+
+RUN_SECONDS = 240
+STAGES = ("scores", "decisions", "data")
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A corpus with many fragments and a few bad rows, a checkpoint for it, and its rows."""
+
+    input: str
+    checkpoint: str
+    rows: int
+
+    def command(self, output, *more, source=None):
+        flags = {
+            "input": source or self.input, "output": output, "checkpoint": self.checkpoint,
+            "model": "linear", "keep": 0.5, "fragment-rows": 50, "part-rows": 40,
+            "max-bad-rows": "1%", "actors": 2, "metric": "el2n,output_deviation",
+        }  # fmt: skip
+        words = [f"--{name}={value}" for name, value in flags.items()]
+        return [sys.executable, str(ROOT / "jobs" / "prune.py"), *words, *map(str, more)]
+
+
+def make_corpus(folder):
+    """Digits in three files, 36 fragments and three broken images."""
+    images, labels = digit_rows()
+    table = image_table(images, labels)
+    rows = table.to_pylist()
+    for row in (7, 800, 1500):
+        rows[row]["img"]["bytes"] = b"not an image"
+    broken = type(table).from_pylist(rows, table.schema)
+    source = write_parquet(folder / "corpus", broken, files=3, group_rows=50)
+    return Corpus(source, linear_checkpoint(folder / "linear.pt", images, labels), len(table))
+
+
+# Processes ---------------------------------------------------------------------------------------
+
+
+def processes():
+    """Parent, session and command line of every process, by id."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError, IndexError):
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+                line = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
+                if fields[0] != "Z":
+                    found[int(folder.name)] = (int(fields[1]), int(fields[3]), line)
+    return found
+
+
+class Job:
+    """A run of a command as the leader of its own session."""
+
+    def __init__(self, command, log, environment=None):
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                command,
+                env=self.environment(environment),
+                cwd=log.parent,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._adopt(process, log)
+
+    @classmethod
+    def of(cls, process, log):
+        """A process that was started as the leader of a session already."""
+        job = cls.__new__(cls)
+        job._adopt(process, log)
+        return job
+
+    @staticmethod
+    def environment(more=None):
+        """This process's environment without its Ray, and with the package importable."""
+        base = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        return base | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": str(ROOT)} | (more or {})
+
+    def _adopt(self, process, log):
+        self.process = process
+        self.log = log
+        self.started = time.time_ns()
+        self.known = {process.pid}
+
+    def tree(self):
+        """Its own processes: descendants, and what is left of its session; with command lines."""
+        found = processes()
+        grown = True
+        while grown:
+            more = {
+                pid
+                for pid, (parent, session, _) in found.items()
+                if parent in self.known or session == self.process.pid
+            }
+            grown = not more <= self.known
+            self.known |= more
+        return {pid: found[pid][2] for pid in self.known if pid in found}
+
+    def workers(self, word):
+        """Ids of the Ray workers whose title holds a word; a node dies with its agents."""
+        found = self.tree().items()
+        return sorted(
+            p for p, t in found if t.startswith("ray::") and word in t and "Agent" not in t
+        )
+
+    def kill(self, *, driver_only=False):
+        """SIGKILL the driver alone, or it and everything below it."""
+        below = set(self.tree()) - {self.process.pid}
+        self.process.kill()
+        self.process.wait()
+        if not driver_only:
+            kill(below)
+
+    def end(self):
+        """Whatever happened, leave no process behind."""
+        for _ in range(100):
+            left = self.tree()
+            if not left:
+                break
+            kill(left)
+            self.process.poll()
+            time.sleep(0.1)
+
+    def wait(self, seconds=RUN_SECONDS):
+        """The exit code."""
+        try:
+            return self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"did not end in {seconds} s:\n{self.log.read_text()}") from None
+        finally:
+            self.end()
+
+
+def kill(pids):
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+# Moments -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Moment:
+    """So many files of a stage are committed by this attempt, and some milliseconds more."""
+
+    stage: str
+    files: int
+    delay: float
+
+    @classmethod
+    def random(cls, rng, stage):
+        most = {"start": 0, "scores": 20, "decisions": 30, "data": 20, "report.html": 0}[stage]
+        return cls(stage, rng.randint(0, most), rng.uniform(0, 0.15))
+
+
+def fresh(output, stage, since):
+    """How many finished files a stage has that are newer than an attempt's start."""
+    count = 0
+    with suppress(FileNotFoundError):
+        for entry in os.scandir(Path(output) / stage):
+            with suppress(FileNotFoundError):
+                if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                    count += entry.stat().st_mtime_ns > since
+    return count
+
+
+def reached(output, moment, since):
+    """Whether a moment has come, or a later stage has begun."""
+    if moment.stage == "start":
+        return (Path(output) / "run.json").exists()
+    if moment.stage == "report.html":
+        path = Path(output) / "report.html"
+        return path.exists() and path.stat().st_mtime_ns > since
+    position = STAGES.index(moment.stage)
+    if any(fresh(output, stage, since) for stage in STAGES[position + 1 :]):
+        return True
+    return fresh(output, moment.stage, since) > moment.files
+
+
+def wait_until(job, output, moment):
+    """Wait for a moment; False where the job ended first."""
+    deadline = time.monotonic() + RUN_SECONDS
+    while not reached(output, moment, job.started):
+        if job.process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, job.log.read_text()
+        time.sleep(0.004)
+    time.sleep(moment.delay)
+    return True
+
+
+def killed_rounds(corpus, output, log, stages, seed, environment=None):
+    """Kill and restart a run at a random moment of each stage, let the last one end; the kills."""
+    rng = random.Random(seed)
+    kills = []
+    for stage in stages:
+        moment, driver_only = Moment.random(rng, stage), rng.random() < 0.5
+        job = Job(corpus.command(output), log, environment)
+        try:
+            if not wait_until(job, output, moment):
+                assert job.process.returncode == 0, log.read_text()
+                break
+            job.kill(driver_only=driver_only)
+            kills.append((moment, driver_only))
+            if (Path(output) / "manifest.json").exists():
+                assert stage == "report.html", log.read_text()
+                break
+            if driver_only:  # leftovers of the killed run and its successor live at once
+                time.sleep(rng.uniform(0, 0.5))
+        finally:
+            if not driver_only:
+                job.end()
+    committed = len(list((Path(output) / "scores").glob("*.parquet")))
+    finished = (Path(output) / "manifest.json").exists()
+    assert Job(corpus.command(output), log, environment).wait() == 0, log.read_text()
+    if committed and not finished:
+        manifest = json.loads((Path(output) / "manifest.json").read_text())
+        assert manifest["rows"]["scores_reused"] > 0
+    return kills
+
+
+# What must hold ----------------------------------------------------------------------------------
+
+
+def assert_same(corpus, output, reference):
+    """A finished output is the undisturbed one: rows, parts, bytes; every row once; no litter."""
+    output, reference = Path(output), Path(reference)
+    found = json.loads((output / "manifest.json").read_text())
+    expected = json.loads((reference / "manifest.json").read_text())
+    assert found["content_hash"] == expected["content_hash"]
+    assert found["outputs"] == expected["outputs"]
+    assert [
+        hashlib.sha256((output / p["path"]).read_bytes()).hexdigest() for p in found["outputs"]
+    ] == [p["sha256"] for p in expected["outputs"]]
+    counts = {**found["rows"], "scores_reused": 0}
+    assert counts == {**expected["rows"], "scores_reused": 0}
+    for folder in ("data", "scores", "decisions", "quarantine"):
+        assert names(output / folder) == names(reference / folder)
+    assert not [p for p in output.rglob("*") if p.name.startswith(".writing-")]
+    assert every_row_once(output) == corpus.rows
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def every_row_once(output):
+    """Rows in kept, dropped or quarantined; each in exactly one of them."""
+    decisions = pq.read_table(output / "decisions", columns=["file", "row", "kept", "key"])
+    quarantine = pq.read_table(output / "quarantine", columns=["file", "row"])
+    seen = Counter()
+    for table in (decisions, quarantine):
+        seen.update(zip(table["file"].to_pylist(), table["row"].to_pylist(), strict=True))
+    assert set(seen.values()) == {1}
+    kept = sum(decisions["kept"].to_pylist())
+    assert ds.dataset(output / "data", format="parquet").count_rows() == kept
+    return len(seen)
