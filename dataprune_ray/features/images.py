@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,19 @@ from dataprune_ray.features.tensors import (
     raw_layout,
     stored_shape,
 )
+
+#: Formats that are decoded. Pillow knows more, some of which start other programs.
+_FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF",
+    "WEBP",
+)  # fmt: skip
+
+
+@cache
+def formats() -> tuple[str, ...]:
+    """Names of the formats that are decoded, of those that this Pillow was built with."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def encode_images(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None) -> Encoded:
@@ -81,7 +95,7 @@ def decode_image(payload: bytes | memoryview, spec: FeatureSpec) -> npt.NDArray[
 
 def _open(payload: bytes | memoryview) -> Image.Image:
     if bytes(payload[:6]) != NPY_MAGIC:
-        return Image.open(io.BytesIO(payload))
+        return Image.open(io.BytesIO(payload), formats=formats())
     array = load_array(payload)
     if array.dtype != np.uint8 or array.ndim not in (2, 3):
         raise ValueError(f"array of {array.dtype} {array.shape} is not a uint8 image")

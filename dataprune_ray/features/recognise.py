@@ -21,7 +21,7 @@ from dataprune_ray.features.columns import (
     leads_somewhere,
     top_level,
 )
-from dataprune_ray.features.images import to_chw
+from dataprune_ray.features.images import formats, to_chw
 from dataprune_ray.features.labels import cast_labels, plain_labels
 from dataprune_ray.features.spec import (
     TEXT_TOKENS,
@@ -324,7 +324,7 @@ def _image_shape(payload: bytes | None) -> tuple[int, int, int] | None:
     try:
         if payload[:6] == b"\x93NUMPY":
             return to_chw(load_array(payload).shape)
-        with Image.open(io.BytesIO(payload)) as image:
+        with Image.open(io.BytesIO(payload), formats=formats()) as image:
             grey = image.mode in ("1", "L", "LA", "I", "F") or image.mode.startswith("I;16")
             return (1 if grey else 3, image.height, image.width)
     except Exception:  # noqa: BLE001 - decoders raise anything on broken bytes
