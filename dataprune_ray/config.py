@@ -224,6 +224,12 @@ class RunConfig(Stage):
     status: str | None = Field(
         None, description="an output directory: say what is done of its run and what is left"
     )
+    baseline: str | None = Field(
+        None, description="output of an earlier run: score only files that are new or changed"
+    )
+    max_drift: float | None = Field(
+        None, ge=0, description="PSI since --baseline beyond which the job ends with exit code 3"
+    )
     scores: str | None = Field(
         None, description="score table of an earlier run: cut again without touching a model"
     )

@@ -16,6 +16,9 @@ from dataprune_ray import __version__, schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import KeepRule, Population, extremes, histogram
 from dataprune_ray.deciding import Decided
+from dataprune_ray.drift import Drift
+from dataprune_ray.errors import GateError
+from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join, list_names, open_input, redact
 from dataprune_ray.report import BadRow, ClassCount, Gallery, ReportData, ScoreHistogram
@@ -45,6 +48,9 @@ class Outcome:
     warnings: tuple[str, ...]
     output: str
     scores: str
+    reuse: Reuse | None = None
+    rows_of_baseline: int = 0
+    drift: Drift | None = None
 
     @property
     def scorable(self) -> int:
@@ -89,6 +95,8 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "keep_end": outcome.rule.end,
         "keep_end_overridden": outcome.overridden,
         "rule": outcome.rule.to_json(),
+        "baseline": _baseline(outcome),
+        "drift": None if outcome.drift is None else outcome.drift.to_json(),
         "reasons": dict(sorted(decided.reasons.items())),
         "bad_rows": dict(decided.errors.most_common()),
         "content_hash": decided.content_hash,
@@ -114,6 +122,28 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "command": outcome.command,
         "output": redact(outcome.output),
     }
+
+
+def _baseline(outcome: Outcome) -> dict[str, Any] | None:
+    if outcome.reuse is None:
+        return None
+    reused = outcome.rows_of_baseline
+    rows = {"reused": reused, "scored": outcome.decided.rows - reused}
+    return {**outcome.reuse.to_json(), "rows": rows, "proxies_reused": bool(outcome.proxies)}
+
+
+def check_drift(content: dict[str, Any]) -> None:
+    """Hold a finished run's drift against the limit that was set for it.
+
+    Raises:
+        GateError: it lies beyond.
+    """
+    drift = content.get("drift")
+    if drift and drift["exceeded"]:
+        raise GateError(
+            f"drift since the baseline: PSI {drift['worst_psi']:.3g} is beyond --max-drift "
+            f"{drift['max_drift']:g}; the output in {content['output']} is complete"
+        )
 
 
 def to_bytes(content: dict[str, Any]) -> bytes:
@@ -199,6 +229,7 @@ def report_data(
         stages=tuple(outcome.seconds.items()),
         settings=tuple((k, _shown(v)) for k, v in _redacted(config.flat()).items()),
         outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
+        drift=outcome.drift,
         warnings=outcome.warnings,
         command=outcome.command,
         versions=tuple(versions().items()),
@@ -221,11 +252,15 @@ def _sentence(outcome: Outcome) -> str:
     if outcome.proxies:
         count = len(outcome.proxies)
         models = "model" if count == 1 else "models"
+        origin = "trained here" if outcome.reuse is None else "of the baseline, not trained again"
         parts.append(
-            f"Scores come from {count} proxy {models} ({understanding.model.name}) trained here."
+            f"Scores come from {count} proxy {models} ({understanding.model.name}) {origin}."
         )
     elif outcome.config.model.checkpoint:
         parts.append(f"Scores come from {understanding.model.name} with the given checkpoint.")
+    if outcome.reuse is not None:
+        text = outcome.reuse.text
+        parts.append(f"{text[0].upper()}{text[1:]}.")
     if outcome.reused:
         parts.append(f"{outcome.reused:,} rows had scores from an earlier run.")
     if outcome.overridden:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
-from dataprune_ray import galleries, manifest, telemetry
+from dataprune_ray import galleries, incremental, manifest, telemetry
+from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
 from dataprune_ray.cluster import Cluster, cluster, pool_of
 from dataprune_ray.config import PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.deciding import Decided, WritePlan, decide
+from dataprune_ray.drifting import drift_since, rows_of_baseline
 from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, write_bytes
@@ -23,51 +25,29 @@ from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, finished, remove_leftovers
 from dataprune_ray.io.webdataset import with_members
+from dataprune_ray.journal import Journal
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.progress import Progress
+from dataprune_ray.proxies import obtain
 from dataprune_ray.report import render
 from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable, select
 from dataprune_ray.strategies import ScoreInfo
-from dataprune_ray.training import TrainResult, train
+from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
     Understanding,
+    as_saved,
     check_names,
     complete,
     restore,
     save,
+    saved_plan,
     score_plan,
-    train_plan,
     understand,
 )
 from dataprune_ray.writing import Written, plan_parts, write_parts
 
 logger = logging.getLogger("dataprune")
-
-_PROXY_FOLDER = "proxy"
-
-
-@dataclass
-class Journal:
-    """What a run notes about itself: seconds by stage, and warnings."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
-    run: str | None = None  # tag of the metrics, from when Ray is there to take them
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a stage."""
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
-        if self.run is not None:
-            telemetry.set_stage_seconds(self.run, name, self.seconds[name])
-
-    def warn(self, text: str) -> None:
-        """Say it now, and again in the report and the manifest."""
-        logger.warning("warning: %s", text)
-        self.warnings.append(text)
 
 
 def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
@@ -81,23 +61,27 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     check_names(config)
     with journal.stage("list files"):
         corpus = open_corpus(config.corpus)
-        understanding = understand(config, corpus)
-    for note in understanding.notes:
-        logger.info("%s", note)
     done = _finished(config, corpus)
     if done is not None:
         return done
+    with journal.stage("list files"):
+        corpus, reuse = _planned(config, corpus)
+        understanding = understand(config, corpus)
+    for note in understanding.notes:
+        logger.info("%s", note)
     with ExitStack() as held:
         held.enter_context(locked(config.write.output))
         output = _claim(config, corpus)
         if output.finished is not None:  # by a run that ended just now
             return output.finished
         held.enter_context(tidied(output))
+        if reuse is not None:
+            incremental.hold_to(output, reuse.baseline)
         started = time.perf_counter()
         found = held.enter_context(cluster(config.run.address))
         journal.seconds["start Ray"] = time.perf_counter() - started
         journal.run = telemetry.run_name(output.root)
-        return _prune_on(config, command, corpus, understanding, output, found, journal)
+        return _prune_on(config, command, corpus, understanding, output, found, journal, reuse)
 
 
 def preview(config: PruneConfig) -> Preview:
@@ -112,8 +96,14 @@ def preview(config: PruneConfig) -> Preview:
     understanding = understand(config, corpus)
     for note in understanding.notes:
         logger.info("%s", note)
+    baseline = open_baseline(config)
     with cluster(config.run.address) as found:
-        return expect(config, corpus, complete(understanding), pool_of(config.score, found))
+        pool = pool_of(config.score, found)
+        if baseline is None:
+            return expect(config, corpus, complete(understanding), pool)
+        logger.info("%s", incremental.compare(baseline, corpus).text)
+        judged = config.replace(checkpoint=config.model.checkpoint or baseline.proxies)
+        return expect(judged, corpus, as_saved(understanding, baseline.plan), pool)
 
 
 def _prune_on(
@@ -124,14 +114,17 @@ def _prune_on(
     output: Output,
     found: Cluster,
     journal: Journal,
+    reuse: Reuse | None,
 ) -> dict[str, Any]:
     logger.info("running on %s: %g CPUs, %g GPUs", found.where, found.cpus, found.gpus)
     with journal.stage("scan labels"):
-        understanding = _completed(config, corpus, understanding)
+        understanding = _completed(config, corpus, understanding, reuse)
     with journal.stage("train proxy"):
-        proxies = _train_proxies(config, understanding, output)
+        proxies = obtain(config, understanding, output, reuse.baseline if reuse else None)
     with journal.stage("score"):
-        counts, corpus, scores = _score(config, corpus, understanding, proxies, output, found)
+        counts, corpus, scores = _score(
+            config, corpus, understanding, proxies, output, found, reuse
+        )
     rows, bad = sum(c.rows for c in counts), sum(c.bad for c in counts)
     _check_bad_rows(config, output, rows, bad, journal)
     with journal.stage("select"):
@@ -144,6 +137,8 @@ def _prune_on(
     with journal.stage("write"):
         written = _write(config, plan, corpus, kept, rows)
     _warn_of_losses(understanding, decided, journal)
+    with journal.stage("drift"):
+        drift = drift_since(config, table, understanding, decided, reuse, journal)
     with journal.stage("report"):
         outcome = manifest.Outcome(
             config=config,
@@ -159,6 +154,9 @@ def _prune_on(
             warnings=tuple(journal.warnings),
             output=output.root,
             scores=scores,
+            reuse=reuse,
+            rows_of_baseline=rows_of_baseline(corpus, counts, reuse),
+            drift=drift,
         )
         names = [fragment.name for fragment in corpus.fragments]
         shown = galleries.collect(understanding.rows, output.root, names, rule, plan.metric)
@@ -199,43 +197,29 @@ def _claim(config: PruneConfig, corpus: Corpus) -> Output:
     )
 
 
-def _completed(config: PruneConfig, corpus: Corpus, understanding: Understanding) -> Understanding:
+def _planned(config: PruneConfig, corpus: Corpus) -> tuple[Corpus, Reuse | None]:
+    """The corpus in the fragments of an earlier score table, or with a baseline's files apart."""
+    baseline = open_baseline(config)
+    if config.run.scores is not None:
+        saved = saved_plan(config.run.scores)
+        if saved["corpus"] == corpus.fingerprint() and "fragments" in saved:
+            corpus = replace(corpus, fragments=saved_fragments(saved))
+        return corpus, None
+    if baseline is None:
+        return corpus, None
+    reuse = Reuse(baseline, incremental.compare(baseline, corpus))
+    logger.info("%s", reuse.text)
+    return replace(corpus, fragments=incremental.planned(config, corpus, reuse.changes)), reuse
+
+
+def _completed(
+    config: PruneConfig, corpus: Corpus, understanding: Understanding, reuse: Reuse | None
+) -> Understanding:
+    if reuse is not None:
+        return as_saved(understanding, reuse.baseline.plan)
     if config.run.scores is not None:
         return restore(understanding, corpus, config.run.scores)
     return complete(understanding)
-
-
-def _train_proxies(
-    config: PruneConfig, understanding: Understanding, output: Output
-) -> list[TrainResult]:
-    """Train the models that judge the rows, where none were given and some metric needs one."""
-    model = config.model
-    if model.checkpoint or config.run.scores is not None or not understanding.needs_model:
-        return []
-    plans = [
-        train_plan(
-            config, understanding, index, output.path(_PROXY_FOLDER, f"seed-{index}.safetensors")
-        )
-        for index in range(model.proxy_seeds)
-    ]
-    logger.info("training %d proxy models (%s)", len(plans), understanding.model.name)
-    return train(plans, _say_trained)
-
-
-def _say_trained(result: TrainResult) -> None:
-    accuracy = "" if result.accuracy is None else f", accuracy {100 * result.accuracy:.1f} %"
-    reused = " (from an earlier run)" if result.reused else ""
-    logger.info(
-        "proxy seed %d: %s of %s rows, %s updates, loss %.4g%s, %.1f s%s",
-        result.seed,
-        f"{result.rows:,}",
-        f"{result.rows_available:,}",
-        f"{result.updates:,}",
-        result.loss,
-        accuracy,
-        result.seconds,
-        reused,
-    )
 
 
 def _score(
@@ -245,6 +229,7 @@ def _score(
     proxies: list[TrainResult],
     output: Output,
     found: Cluster,
+    reuse: Reuse | None,
 ) -> tuple[list[FragmentCount], Corpus, str]:
     """The score table: its counts, the corpus with all its columns, and where the table lies."""
     folder = config.run.scores or output.path("scores")
@@ -256,6 +241,8 @@ def _score(
                 raise ConfigError("scores", folder, f"has no scores of fragment {fragment.name}")
     else:
         check_models(plan)
+    if reuse is not None:
+        incremental.assemble(plan, reuse)
     progress = Progress("scoring", "rows", corpus.rows)
     counts = score(
         plan,
@@ -264,7 +251,7 @@ def _score(
         foreign=config.run.scores is not None,
     )
     if config.run.scores is None:
-        save(understanding, corpus, folder)
+        save(understanding, corpus, plan, tuple(map(weights_digest, checkpoints)))
     members = {name for count in counts for name in count.members}
     if corpus.format == "webdataset":
         corpus = replace(corpus, schema=with_members(corpus.schema, members))

@@ -27,10 +27,31 @@ def text(manifest: dict[str, Any]) -> str:
         lines.append(
             f"  kept end     {manifest['keep_end']:>14}   (--keep-end; not the metric's own)"
         )
+    lines += _since_baseline(manifest)
     lines += [f"  warning      {warning}" for warning in manifest["warnings"]]
     output = manifest["output"].rstrip("/")
     lines += ["", f"  pruned data  {output}/data", f"  report       {output}/report.html"]
     return "\n".join(lines)
+
+
+def _since_baseline(manifest: dict[str, Any]) -> list[str]:
+    baseline, drift = manifest.get("baseline"), manifest.get("drift")
+    lines = []
+    if baseline:
+        files, rows = baseline["files"], baseline["rows"]
+        lines.append(
+            f"  baseline     {rows['reused']:>14,}   rows reused, {rows['scored']:,} scored; "
+            f"files: {files['reused']:,} reused, {files['new']:,} new, "
+            f"{files['changed']:,} changed, {files['vanished']:,} vanished"
+        )
+    if drift:
+        classes = "" if drift["class_psi"] is None else f", of classes {drift['class_psi']:.3f}"
+        limit = "" if drift["max_drift"] is None else f"; limit {drift['max_drift']:g}"
+        lines.append(
+            f"  drift        {drift['psi']:>14.3f}   PSI of scores{classes}; "
+            f"KS {drift['ks']:.3f}{limit}{', exceeded' if drift['exceeded'] else ''}"
+        )
+    return lines
 
 
 def for_scheduler(manifest: dict[str, Any]) -> dict[str, Any]:
@@ -39,6 +60,8 @@ def for_scheduler(manifest: dict[str, Any]) -> dict[str, Any]:
         "rows": manifest["rows"],
         "keep": manifest["keep"],
         "content_hash": manifest["content_hash"],
+        "baseline": manifest.get("baseline"),
+        "drift": manifest.get("drift"),
         "warnings": manifest["warnings"],
         "seconds": manifest["seconds"],
         "data": f"{manifest['output'].rstrip('/')}/data",

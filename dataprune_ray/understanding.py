@@ -17,6 +17,7 @@ from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, read_bytes, redact, write_bytes
+from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
@@ -26,7 +27,6 @@ from dataprune_ray.training import TrainPlan
 
 _SAMPLE_ROWS = 256
 _PASS_BYTES = 4 << 20
-_PLAN_FILE = "_plan.json"  # hidden from Parquet readers by its name
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,22 @@ def complete(understanding: Understanding) -> Understanding:
     )
 
 
-def save(understanding: Understanding, corpus: Corpus, folder: str) -> None:
-    """Leave beside a score table what it takes to cut it again."""
+def save(
+    understanding: Understanding, corpus: Corpus, plan: ScorePlan, weights: tuple[str, ...]
+) -> None:
+    """Leave beside a score table what it takes to cut it again, or to extend it."""
     content = {
         "corpus": corpus.fingerprint(),
         "id_column": understanding.rows.id_column,
         "features": asdict(understanding.rows.features),
         "label": asdict(understanding.rows.label),
         "metrics": [metric.name for metric in understanding.metrics],
+        "model": understanding.model.name,
+        "weights": list(weights),
+        "on_gpu": plan.use_gpu,
+        "fragments": [fragment.to_json() for fragment in corpus.fragments],
     }
-    write_bytes(join(folder, _PLAN_FILE), (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(join(plan.folder, PLAN), (json.dumps(content, indent=2) + "\n").encode())
 
 
 def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Understanding:
@@ -187,10 +193,7 @@ def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Unders
     Raises:
         ConfigError: the table is not there, belongs to another corpus or lacks a metric.
     """
-    path = join(folder, _PLAN_FILE)
-    if not exists(path):
-        raise ConfigError("scores", folder, "is not a score table of an earlier run")
-    saved: dict[str, Any] = json.loads(read_bytes(path))
+    saved = saved_plan(folder)
     if saved["corpus"] != corpus.fingerprint():
         raise ConfigError("scores", folder, "belongs to another corpus or its files changed since")
     if saved["id_column"] != understanding.rows.id_column:
@@ -200,6 +203,24 @@ def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Unders
             raise ConfigError(
                 "metric", metric.name, f"{folder} holds {', '.join(saved['metrics'])}"
             )
+    return as_saved(understanding, saved)
+
+
+def saved_plan(folder: str) -> dict[str, Any]:
+    """What `save` left beside a score table.
+
+    Raises:
+        ConfigError: there is nothing.
+    """
+    path = join(folder, PLAN)
+    if not exists(path):
+        raise ConfigError("scores", folder, "is not a score table of an earlier run")
+    saved: dict[str, Any] = json.loads(read_bytes(path))
+    return saved
+
+
+def as_saved(understanding: Understanding, saved: dict[str, Any]) -> Understanding:
+    """With the features and the label that an earlier run had, its classes and moments."""
     features = TypeAdapter(FeatureSpec).validate_python(saved["features"])
     label = TypeAdapter(LabelSpec).validate_python(saved["label"])
     return replace(

@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return found.to_json()
         # What asks for a run's status, for help or by a wrong flag does not wait for Ray's imports.
         from dataprune_ray.corpora import make_digits  # noqa: PLC0415
+        from dataprune_ray.manifest import check_drift  # noqa: PLC0415
         from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
 
         if not config.corpus.input:
@@ -45,6 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return expected.to_json()
         manifest = prune(config, command)
         print(summary.text(manifest))  # noqa: T201
+        check_drift(manifest)
         return summary.for_scheduler(manifest)
 
     return cli.run(body, as_json=lambda: as_json)

@@ -162,11 +162,13 @@ def fragment_target(files: Sequence[SourceFile]) -> int:
     return min(max(wanted, _LEAST_ROWS), _MOST_ROWS)
 
 
-def plan_fragments(files: Sequence[SourceFile], target_rows: int) -> tuple[Fragment, ...]:
+def plan_fragments(
+    files: Sequence[SourceFile], target_rows: int, apart: frozenset[str] = frozenset()
+) -> tuple[Fragment, ...]:
     """Cut files into fragments of about ``target_rows`` rows: whole row groups, small files joined.
 
     The plan depends on the files alone, never on the cluster, so that work done on one cluster is
-    recognised on another.
+    recognised on another. Files whose paths are in ``apart`` share no fragment with others.
     """
     fragments: list[Fragment] = []
     waiting: list[Span] = []
@@ -177,6 +179,8 @@ def plan_fragments(files: Sequence[SourceFile], target_rows: int) -> tuple[Fragm
             waiting.clear()
 
     for file in files:
+        if waiting and (waiting[-1].file in apart) != (file.path in apart):
+            flush()
         for span in _spans(file, target_rows):
             held = sum(s.rows or 0 for s in waiting)
             if span.rows is None or held + span.rows > target_rows:

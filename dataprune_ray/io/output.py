@@ -31,11 +31,13 @@ from dataprune_ray.io.lock import LOCK
 RUN_FILE = "run.json"
 MANIFEST = "manifest.json"
 REPORT = "report.html"
+PLAN = "_plan.json"  # beside score files, and hidden from Parquet readers by its name
+BASELINE = "_baseline.json"
 FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy")
 _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine)/\d{6,}-[0-9a-f]{12}\.parquet"
-    r"|scores/_(fit|plan)\.json"
+    r"|scores/_(fit|plan|baseline)\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
     r"|run\.json|manifest\.json|report\.html)"
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dataprune_ray.drift import Drift
+
 
 @dataclass(frozen=True)
 class ScoreHistogram:
@@ -90,3 +92,4 @@ class ReportData:
     warnings: tuple[str, ...] = ()
     command: str = ""
     versions: tuple[tuple[str, str], ...] = field(default=())
+    drift: Drift | None = None  # since a baseline, where there is one

@@ -15,6 +15,7 @@ import jinja2
 from markupsafe import Markup
 
 from dataprune_ray.report import figures, formats, galleries
+from dataprune_ray.report.changes import changes
 from dataprune_ray.report.data import BadRow, ReportData
 
 PAGE_LIMIT = 3_000_000  # bytes of UTF-8
@@ -103,6 +104,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "scores": figures.scores(data.histogram),
         "classes": figures.classes(data.classes),
         "stages": figures.stages(data.stages),
+        "drift": changes(data.drift),
         **_lists(data),
     }
 

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from dataprune_ray.drift import ClassDrift, Drift
 from dataprune_ray.report import (
     PAGE_LIMIT,
     BadRow,
@@ -203,6 +204,29 @@ def test_sections_come_in_reading_order():
         *("outputs", "again"),
     )
     assert [name for name in page.ids if name in expected] == list(expected)
+
+
+def test_drift_shows_only_where_there_is_a_baseline():
+    assert "drift" not in Page(render(report())).ids
+    drift = Drift(
+        metric=HOSTILE,
+        rows_before=10,
+        rows_now=30,
+        psi=0.31,
+        ks=0.2,
+        class_psi=0.05,
+        classes=(ClassDrift(HOSTILE, 10, 30, 0.5, 0.4),),
+        edges=(0.0, 0.5, 1.0),
+        before=(5, 5),
+        now=(6, 24),
+        limit=0.25,
+    )
+    page = Page(render(report(drift=drift)))
+    assert "drift" in page.ids
+    assert len(set(page.ids)) == len(page.ids)
+    assert "The shift is large. It is beyond the limit of 0.25" in page.text
+    assert "0.310" in page.text
+    assert "5,000 shared, 0 earlier, 3,000 later" in page.text
 
 
 def test_hostile_text_stays_text():
