@@ -20,7 +20,7 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import exists, write_bytes
+from dataprune_ray.io.filesystems import exists, join, write_bytes
 from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, finished, remove_leftovers
@@ -278,7 +278,7 @@ def _score_table(
 ) -> ScoreTable:
     grouped = understanding.strategy.needs_labels
     return ScoreTable(
-        paths=[f"{scores}/{fragment.name}.parquet" for fragment in corpus.fragments],
+        paths=[join(scores, f"{fragment.name}.parquet") for fragment in corpus.fragments],
         metric=understanding.metrics[0].name,
         group_column="label" if grouped else None,
         groups=understanding.label.classes if grouped else ("",),
