@@ -85,7 +85,7 @@ def own_errors() -> Iterator[None]:
     except ray.exceptions.RayError as error:
         cause: BaseException | None = error
         while cause is not None:
-            if isinstance(cause, DataPruneError):
+            if isinstance(cause, DataPruneError) and not isinstance(cause, ray.exceptions.RayError):
                 raise cause from None
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise
