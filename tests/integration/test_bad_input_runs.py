@@ -20,7 +20,7 @@ from dataprune_ray.pipeline import prune
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
-@pytest.mark.parametrize("kind", ["tables", "images"])
+@pytest.mark.parametrize("kind", ["archives", "images", "tables", "tensors"])
 def test_every_row_is_accounted_for(kind, tmp_path):
     root = tmp_path / "corpus"
     root.mkdir()
