@@ -262,7 +262,7 @@ def read_state(path: str, content: bytes) -> dict[str, Tensor]:
         ConfigError: not a state dict, or one that needs unpickling of code.
     """
     try:
-        if path.endswith(".safetensors"):
+        if path.partition("?")[0].endswith(".safetensors"):
             loaded: Any = safetensors.torch.load(content)
         else:
             loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

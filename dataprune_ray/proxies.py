@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.io.filesystems import exists, read_bytes, write_bytes
+from dataprune_ray.io.filesystems import beside, exists, read_bytes, write_bytes
 from dataprune_ray.io.output import Output
 from dataprune_ray.training import TrainResult, train
 from dataprune_ray.understanding import Understanding, train_plan
@@ -41,11 +41,12 @@ def obtain(
 def _inherited(path: str, index: int, output: Output) -> TrainResult:
     """A baseline's proxy, copied with its record."""
     checkpoint = output.path(_FOLDER, f"seed-{index}.safetensors")
-    record = TrainResult(**json.loads(read_bytes(f"{path}.json")))
+    record = TrainResult(**json.loads(read_bytes(beside(path, ".json"))))
     record = replace(record, checkpoint=checkpoint, reused=True)
-    if not exists(f"{checkpoint}.json"):
+    copied = beside(checkpoint, ".json")
+    if not exists(copied):
         write_bytes(checkpoint, read_bytes(path))
-        write_bytes(f"{checkpoint}.json", json.dumps(asdict(record)).encode())
+        write_bytes(copied, json.dumps(asdict(record)).encode())
     _say_trained(record)
     return record
 

@@ -29,7 +29,7 @@ from torch.nn import functional
 
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import BadDataError
-from dataprune_ray.io.filesystems import exists, read_bytes, redact, write_bytes
+from dataprune_ray.io.filesystems import beside, exists, read_bytes, redact, write_bytes
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
 from dataprune_ray.tasks import run_tasks
@@ -126,7 +126,7 @@ def fit(plan: TrainPlan) -> TrainResult:
 
 
 def _record(plan: TrainPlan) -> str:
-    return plan.checkpoint + ".json"
+    return beside(plan.checkpoint, ".json")
 
 
 # The loop, on each worker ------------------------------------------------------------------------

@@ -73,6 +73,18 @@ def redact(path: str) -> str:
     return f"{scheme}://{bare}{slash}{inner}"
 
 
+def without_password(path: str) -> str:
+    """A URI without user name and password but with its query, which says where the server is."""
+    query = path.partition("?")[1:]
+    return redact(path) + "".join(query) if "://" in path else path
+
+
+def beside(path: str, suffix: str) -> str:
+    """The path with a suffix to its name; a URI's query stays at its end."""
+    base, mark, query = path.partition("?") if "://" in path else (path, "", "")
+    return base + suffix + mark + query
+
+
 def join(root: str, *names: str) -> str:
     """Append plain path parts to a path or URI; a URI escapes them and keeps its query last."""
     if "://" not in root:

@@ -24,6 +24,7 @@ from dataprune_ray.io.filesystems import (
     remove_empty_folders,
     remove_file,
     resolve,
+    without_password,
     write_bytes,
 )
 from dataprune_ray.io.lock import LOCK
@@ -56,13 +57,25 @@ class Output:
         return join(self.root, *names)
 
 
+def _public(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings without the passwords that URIs may carry."""
+
+    def clean(value: Any) -> Any:
+        if isinstance(value, list):
+            return [clean(item) for item in value]
+        return without_password(value) if isinstance(value, str) else value
+
+    return {name: clean(value) for name, value in settings.items()}
+
+
 def finished(root: str, settings: dict[str, Any], inputs: str) -> dict[str, Any] | None:
     """The manifest of a finished run of the same settings and corpus; nothing is written.
 
     Raises:
         ConfigError: the directory is a file.
     """
-    if MANIFEST not in _entries(root) or read_run(root) != {"settings": settings, "inputs": inputs}:
+    run = {"settings": _public(settings), "inputs": inputs}
+    if MANIFEST not in _entries(root) or read_run(root) != run:
         return None
     return read_manifest(root)
 
@@ -89,7 +102,7 @@ def claim(
     Raises:
         ConfigError: the directory holds something else, or a run of other settings.
     """
-    run = {"settings": settings, "inputs": inputs}
+    run = {"settings": _public(settings), "inputs": inputs}
     content = (json.dumps(run, indent=2, sort_keys=True) + "\n").encode()
     if overwrite and _entries(root):
         remove_run(root, keep_scores=keep_scores, keep_run=True)

@@ -281,3 +281,15 @@ def test_an_upload_that_fails_for_a_moment_is_made_again(object_store, monkeypat
     write_bytes("s3://b/x", b"abcdef")
     assert (object_store / "x").read_bytes() == b"abcdef"
     assert not failures
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/a/b.pt", "/a/b.pt.json"),
+        ("s3://b/c.pt?region=x", "s3://b/c.pt.json?region=x"),
+        ("/a/what?.pt", "/a/what?.pt.json"),
+    ],
+)
+def test_a_suffix_goes_before_a_query(path, expected):
+    assert filesystems.beside(path, ".json") == expected

@@ -242,3 +242,25 @@ def test_a_finished_run_is_known_without_writing(tmp_path):
     assert files(root) == before
     with pytest.raises(ConfigError, match="is a file"):
         finished(str(root / MANIFEST), SETTINGS, "abc")
+
+
+def test_passwords_stay_out_of_the_settings_of_a_run(tmp_path):
+    secret = "s3://key:hush@bucket/corpus?endpoint_override=localhost%3A9"
+    claim(
+        str(tmp_path / "out"),
+        {"input": secret, "checkpoint": [secret]},
+        "x",
+        overwrite=False,
+        resume=True,
+    )
+    text = (tmp_path / "out" / "run.json").read_text()
+    assert "hush" not in text
+    assert "endpoint_override=localhost" in text
+    again = claim(
+        str(tmp_path / "out"),
+        {"input": secret, "checkpoint": [secret]},
+        "x",
+        overwrite=False,
+        resume=True,
+    )
+    assert again.resumed
