@@ -35,7 +35,7 @@ def fill(path):
                 continue
 
 
-@pytest.mark.parametrize("stage", ["scores"])
+@pytest.mark.parametrize("stage", ["scores", "data"])
 def test_a_full_disk_is_named_and_the_run_goes_on_after(
     stage, disk, folder, corpus, reference, environment
 ):
