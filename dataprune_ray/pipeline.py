@@ -20,7 +20,7 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import exists, join, write_bytes
+from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
 from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, REPORT, Output, claim, finished, remove_leftovers
@@ -186,7 +186,8 @@ def _finished(config: PruneConfig, corpus: Corpus) -> dict[str, Any] | None:
 
 
 def _claim(config: PruneConfig, corpus: Corpus) -> Output:
-    inside = config.run.scores is not None and config.run.scores.startswith(config.write.output)
+    own = resolve(join(config.write.output, "scores"))[1]
+    inside = config.run.scores is not None and resolve(config.run.scores)[1].rstrip("/") == own
     return claim(
         config.write.output,
         config.decisive(),

@@ -18,9 +18,17 @@ from dataprune_ray.config import CorpusConfig
 from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError, DataPruneError
 from dataprune_ray.io import READ_ERRORS, open_corpus
-from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import FileInfo, exists, join, list_files, open_input, redact
-from dataprune_ray.io.output import MANIFEST, read_manifest, read_run
+from dataprune_ray.io.corpus import Corpus, Fragment
+from dataprune_ray.io.filesystems import (
+    FileInfo,
+    exists,
+    join,
+    list_files,
+    open_input,
+    read_bytes,
+    redact,
+)
+from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.metrics import METRICS
 
 _SHOWN_SETTINGS = ("format", "features", "label", "model", "metric", "strategy", "keep", "seed")
@@ -104,8 +112,9 @@ def status(root: str) -> Status:
     settings = run["settings"]
     manifest = _manifest(root, files)
     corpus, state = _corpus(settings, run["inputs"])
-    notes = _notes(root, settings, corpus, files)
-    fragments = Progress(len(notes), None if corpus is None else len(corpus.fragments))
+    names = _fragment_names(root, settings, corpus)
+    notes = _notes(root, settings, names, files)
+    fragments = Progress(len(notes), None if names is None else len(names))
     proxies = _proxies(settings, files)
     decisions = Progress(len(files["decisions"]), fragments.total)
     return Status(
@@ -156,10 +165,23 @@ def _corpus(settings: Mapping[str, Any], fingerprint: str) -> tuple[Corpus | Non
     return corpus, "unchanged" if corpus.fingerprint() == fingerprint else "changed"
 
 
+def _fragment_names(
+    root: str, settings: Mapping[str, Any], corpus: Corpus | None
+) -> set[str] | None:
+    """The run's fragments; None where only its baseline tells, or the corpus cannot be read."""
+    saved = join(str(settings.get("scores") or join(root, "scores")), PLAN)
+    if exists(saved):
+        listed = json.loads(read_bytes(saved)).get("fragments", ())
+        return {Fragment.from_json(text).name for text in listed}
+    if corpus is None or settings.get("baseline"):
+        return None
+    return {fragment.name for fragment in corpus.fragments}
+
+
 def _notes(
     root: str,
     settings: Mapping[str, Any],
-    corpus: Corpus | None,
+    names: set[str] | None,
     files: Mapping[str, list[FileInfo]],
 ) -> list[dict[str, Any]]:
     """The counts that score files hold of themselves, of those that the plan knows."""
@@ -168,8 +190,8 @@ def _notes(
         found = {file.path for file in list_files(folder)} if exists(folder) else set()
     else:
         found = {file.path.rpartition("/")[2] for file in files["scores"]}
-    if corpus is not None:
-        found &= {f"{fragment.name}.parquet" for fragment in corpus.fragments}
+    if names is not None:
+        found &= {f"{name}.parquet" for name in names}
     paths = [join(folder, name) for name in sorted(found) if name.endswith(".parquet")]
     with ThreadPoolExecutor(_THREADS) as pool:
         return [note for note in pool.map(_note, paths) if note is not None]

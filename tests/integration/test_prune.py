@@ -139,6 +139,10 @@ def test_cut_again_without_a_model(digits, tmp_path):
     assert [c["kept"] for c in again["classes"]] == [int(0.2 * n + 0.5) for n in sizes]
     direct = run(digits, tmp_path / "c", metric=["margin"], strategy="class_balanced", keep=0.2)
     assert direct["content_hash"] == again["content_hash"]
+    in_place = {"scores": f"{tmp_path}/a/./scores/", "checkpoint": [], "overwrite": True}
+    replaced = run(digits, tmp_path / "a", **in_place, metric=["margin"], keep=0.1)
+    assert replaced["rows"]["kept"] == 180
+    assert replaced["rows"]["scores_reused"] == 1797
     with pytest.raises(ConfigError, match=r"metric='loss'.*el2n, margin"):
         run(digits, tmp_path / "d", scores=f"{tmp_path}/a/scores", metric=["loss"])
 
