@@ -24,6 +24,7 @@ import io
 import json
 import os
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -151,7 +152,7 @@ def encode_png(array: Array) -> bytes:
     return buffer.getvalue()
 
 
-class ParquetWriter:
+class ParquetWriter(ABC):
     """Parquet shards; a subclass turns its batches into record batches, one per row group."""
 
     suffix = ".parquet"
@@ -163,9 +164,9 @@ class ParquetWriter:
     def __init__(self, spec: ShardSpec) -> None:
         self.spec = spec
 
+    @abstractmethod
     def record_batch(self, batch: Any) -> pa.RecordBatch:
         """One row group; all of a corpus's have the same schema."""
-        raise NotImplementedError
 
     def write_shard(self, path: Path, batches: Iterable[Any]) -> None:
         """Write one Parquet file, a row group per batch."""
@@ -209,13 +210,13 @@ class SampleWriter(ParquetWriter):
         schema = pa.schema(fields, metadata=self.metadata(fields))
         return pa.RecordBatch.from_arrays([content, *columns.values()], schema=schema)
 
+    @abstractmethod
     def content(self, batch: SampleBatch) -> tuple[pa.Field[Any], pa.Array[Any]]:
         """Field and values of the content column."""
-        raise NotImplementedError
 
+    @abstractmethod
     def feature(self) -> dict[str, Any] | None:
         """Hugging Face's name for the content column; None where it has none that fits."""
-        raise NotImplementedError
 
     def metadata(self, fields: Sequence[pa.Field[Any]]) -> dict[bytes | str, bytes | str] | None:
         """Schema metadata from which ``datasets`` restores the features."""
