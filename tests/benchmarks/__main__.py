@@ -16,7 +16,7 @@ def main() -> int:
     parser.add_argument("--root", help="folder in which MNIST lies")
     options = parser.parse_args()
     here = Path(__file__).parent
-    commands = [["cut.py"], ["scoring.py"]]
+    commands = [["cut.py"], ["scoring.py"], ["memory.py"]]
     if options.root:
         commands.append(["retraining.py", "--root", options.root])
     codes = [
