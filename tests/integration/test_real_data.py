@@ -26,7 +26,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def independent(rows, checkpoint):
     """EL2N (n,) and correctness (n,) by a plain loop over decoded rows."""
-    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     model = resnet20(10)
     model.load_state_dict({name.removeprefix("module."): t for name, t in state.items()})
     model.eval()
