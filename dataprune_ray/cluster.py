@@ -60,7 +60,12 @@ def _init(address: str | None) -> None:
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(object_store_memory=_LOCAL_STORE_BYTES, include_dashboard=False, **common)
+        ray.init(
+            address="local",  # never a cluster that happens to run on this machine
+            object_store_memory=_LOCAL_STORE_BYTES,
+            include_dashboard=False,
+            **common,
+        )
         return
     try:
         ray.init(address=address, **common)

@@ -17,6 +17,7 @@ def local_ray():
     started = not ray.is_initialized()
     if started:
         ray.init(
+            address="local",
             num_cpus=2,
             include_dashboard=False,
             object_store_memory=200_000_000,
