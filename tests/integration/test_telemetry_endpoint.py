@@ -34,6 +34,7 @@ from dataprune_ray.pipeline import prune
 
 port, settings = int(sys.argv[1]), json.loads(sys.argv[2])
 ray.init(
+    address="local",
     num_cpus=2, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False,
     _metrics_export_port=port, _system_config={"metrics_report_interval_ms": 500},
 )
