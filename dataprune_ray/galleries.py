@@ -25,7 +25,7 @@ from dataprune_ray.features import FeatureSpec, column, encode
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Span
 from dataprune_ray.io.filesystems import join, list_names, open_input
-from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.io.rows import RowPlan, noted
 from dataprune_ray.report import BadRow, Gallery, GalleryItem
 from dataprune_ray.tasks import run_tasks
 
@@ -190,7 +190,7 @@ def _render(rows: RowPlan, work: tuple[Span, list[Candidate]]) -> list[GalleryIt
 def _item(rows: RowPlan, candidate: Candidate, row: pa.RecordBatch) -> GalleryItem:
     spec = rows.features
     if spec.modality == "image":
-        image = _thumbnail(spec, _noted(row, rows.schema))
+        image = _thumbnail(spec, noted(row, rows.schema))
         if image is not None:
             return _described(candidate, image=image)
     if spec.modality == "text":
@@ -209,11 +209,6 @@ def _described(candidate: Candidate, **content: Any) -> GalleryItem:
 
 def _shortened(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _noted(row: pa.RecordBatch, corpus_schema: pa.Schema) -> pa.RecordBatch:
-    known = [f for f in corpus_schema if f.name in row.schema.names]
-    return row.select([f.name for f in known]).cast(pa.schema(known))
 
 
 def _thumbnail(spec: FeatureSpec, row: pa.RecordBatch) -> bytes | None:

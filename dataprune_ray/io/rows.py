@@ -140,16 +140,19 @@ def _read_span(
             return
         if batch is None:
             break
-        noted = _noted(batch, plan.schema)
-        yield from _contained(plan, span.file, span.start + done, noted, transform)
+        known = noted(batch, plan.schema)
+        yield from _contained(plan, span.file, span.start + done, known, transform)
         done += batch.num_rows
     if span.rows is not None and done != span.rows:
         yield from _failed(plan, span, done, f"file ends early: {done} of {span.rows} rows")
 
 
-def _noted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+def noted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The batch with the corpus's field metadata, which carries raw tensors' shapes."""
-    fields = [schema.field(n).with_type(batch.schema.field(n).type) for n in batch.schema.names]
+    fields = [
+        schema.field(f.name).with_type(f.type) if f.name in schema.names else f
+        for f in batch.schema
+    ]
     return pa.RecordBatch.from_arrays(
         batch.columns, schema=pa.schema(fields, batch.schema.metadata)
     )
