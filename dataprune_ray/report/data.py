@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from dataprune_ray.drift import Drift
+from dataprune_ray.quality import Quality
+from dataprune_ray.verdict import Comparison, Tuned
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,6 @@ class ReportData:
     command: str = ""
     versions: tuple[tuple[str, str], ...] = field(default=())
     drift: Drift | None = None  # since a baseline, where there is one
+    quality: Quality | None = None  # where it was asked for
+    tuned: Tuned | None = None  # how the strategy was found, where it was searched for
+    comparison: Comparison | None = None  # full against pruned, once it was run

@@ -11,7 +11,10 @@ from pydantic import ValidationError
 
 from dataprune_ray.config import (
     OPERATIONAL,
+    GateConfig,
     PruneConfig,
+    TrainConfig,
+    TuneConfig,
     parse_limit,
     read_yaml,
     stages,
@@ -55,7 +58,9 @@ def test_flat_values_are_distributed_and_come_back():
 
 def test_the_result_depends_on_decisive_fields_alone():
     config = PruneConfig()
-    assert set(config.decisive()) == FIELDS - OPERATIONAL
+    trials = {n for stage in (TrainConfig, TuneConfig, GateConfig) for n in stage.model_fields}
+    assert set(config.decisive()) == FIELDS - OPERATIONAL - trials
+    assert set(config.replace(strategy="auto").decisive()) == FIELDS - OPERATIONAL
     other = config.replace(batch_size=7, actors=3, num_gpus=0.5, overwrite=True, address="auto")
     assert other.decisive() == config.decisive()
     for name, value in {"keep": 0.1, "seed": 1, "metric": ["loss"], "input": "y"}.items():

@@ -1,84 +1,17 @@
-"""One frozen, validated configuration per stage; no knob is declared anywhere else.
-
-Command line flags, YAML keys, the saved manifest and the error messages all derive from these
-fields. Names of registry entries (metrics, strategies, models) are checked where the registries
-live; here only what a value alone can tell is checked.
-"""
+"""The stages of a prune run: what is read, which model judges, what is kept, where it goes."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, get_origin
+from typing import Any, Literal, Self
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from dataprune_ray.errors import ConfigError
+from dataprune_ray.config.base import OPERATIONAL, Stage, build, flatten, parse_limit
+from dataprune_ray.config.trials import GateConfig, QualityConfig, TrainConfig, TuneConfig
 
-#: Fields that say how a run is carried out, not what comes out of it: they may differ on resume.
-OPERATIONAL = frozenset(
-    {
-        "actors",
-        "address",
-        "batch_size",
-        "config",
-        "dry_run",
-        "json",
-        "max_bad_rows",
-        "num_gpus",
-        "overwrite",
-        "proxy_workers",
-        "resume",
-        "sample_rows",
-        "status",
-    }
-)
-
-
-C = TypeVar("C", bound="Stage")
-
-
-def parse_limit(text: str) -> tuple[float, bool]:
-    """A bad-row limit as ``(value, is_share)``: '1%' and '0.01' are shares, '25' is rows."""
-    share = text.endswith("%")
-    try:
-        value = float(text.rstrip("%")) / (100.0 if share else 1.0)
-    except ValueError:
-        raise ValueError("give a share such as 1% or 0.01, or a number of rows") from None
-    if not math.isfinite(value) or value < 0 or (share and value > 1):
-        raise ValueError("must lie between 0 and 100%, or be a number of rows")
-    if not share and value >= 1 and not value.is_integer():
-        raise ValueError("a number of rows is whole")
-    return value, share or value < 1
-
-
-class Stage(BaseModel):
-    """Base of the stage configurations: frozen, and strict about unknown names.
-
-    A list may be given as one value or as text with commas, as on the command line.
-    """
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _lists(cls, values: Any) -> Any:
-        if not isinstance(values, Mapping):
-            return values
-        return {name: cls._as_list(name, value) for name, value in values.items()}
-
-    @classmethod
-    def _as_list(cls, name: str, value: Any) -> Any:
-        field = cls.model_fields.get(name)
-        if field is None or get_origin(field.annotation) is not tuple:
-            return value
-        if isinstance(value, str):
-            return [part.strip() for part in value.split(",") if part.strip()]
-        return [value] if isinstance(value, int | float) else value
+#: The strategy that is chosen by trial.
+AUTO = "auto"
 
 
 class CorpusConfig(Stage):
@@ -186,7 +119,7 @@ class ScoreConfig(Stage):
 class SelectConfig(Stage):
     """Which rows are kept."""
 
-    strategy: str = Field("ratio", description="selection strategy")
+    strategy: str = Field("ratio", description="selection strategy; auto: chosen by trial")
     keep: float = Field(0.5, ge=0, le=1, description="fraction kept (not pruned)")
     threshold: float | None = Field(
         None,
@@ -199,6 +132,13 @@ class SelectConfig(Stage):
     keep_end: Literal["auto", "high", "low"] = Field(
         "auto", description="end of the score that is kept; auto: the metric's own"
     )
+    beta: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the rows that window and stratified cut off as noise at the kept end",
+    )
+    bins: int = Field(50, ge=1, description="strata of --strategy stratified, of equal width")
     class_floor: int = Field(0, ge=0, description="rows kept at least per class where balanced")
     seed: int = Field(0, ge=0, lt=2**63, description="of ties, random choices and the proxy")
 
@@ -242,6 +182,10 @@ class PruneConfig(Stage):
     model: ModelConfig = ModelConfig()
     score: ScoreConfig = ScoreConfig()
     select: SelectConfig = SelectConfig()
+    quality: QualityConfig = QualityConfig()
+    tune: TuneConfig = TuneConfig()
+    train: TrainConfig = TrainConfig()
+    gate: GateConfig = GateConfig()
     write: WriteConfig = WriteConfig()
     run: RunConfig = RunConfig()
 
@@ -263,59 +207,12 @@ class PruneConfig(Stage):
         return flatten(self)
 
     def decisive(self) -> dict[str, Any]:
-        """The fields that the result depends on, by their flat names."""
-        return {k: v for k, v in self.flat().items() if k not in OPERATIONAL}
+        """The fields that the result depends on, by their flat names.
 
-
-def stages(cls: type[Stage]) -> dict[str, type[Stage]]:
-    """The stage configurations that a job's configuration is made of, by field name."""
-    found = {}
-    for name, field in cls.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Stage):
-            found[name] = field.annotation
-    return found
-
-
-def flatten(config: Stage) -> dict[str, Any]:
-    """A job configuration's fields by their flat names, JSON-ready."""
-    flat: dict[str, Any] = {}
-    for value in config.model_dump(mode="json").values():
-        flat.update(value)
-    return flat
-
-
-def build(cls: type[C], values: Mapping[str, Any]) -> C:
-    """Distribute flat ``values`` over the stages of ``cls`` and validate them.
-
-    Raises:
-        ConfigError: an unknown name or a value out of range, naming the field.
-    """
-    owners = {name: stage for stage, kind in stages(cls).items() for name in kind.model_fields}
-    nested: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        if name not in owners:
-            raise ConfigError(
-                name, value, f"unknown setting; known are: {', '.join(sorted(owners))}"
-            )
-        nested.setdefault(owners[name], {})[name] = value
-    try:
-        return cls.model_validate(nested)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = str(first["loc"][1] if len(first["loc"]) > 1 else first["loc"][0])
-        raise ConfigError(field, first.get("input"), first["msg"]) from None
-
-
-def read_yaml(path: str) -> dict[str, Any]:
-    """Flat settings from a YAML file, keys as the long flags with ``_`` or ``-``.
-
-    Raises:
-        ConfigError: the file cannot be read or is not a mapping.
-    """
-    try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError("config", path, f"cannot be read: {error}") from None
-    if not isinstance(loaded, dict):
-        raise ConfigError("config", path, "must hold a mapping of settings, like 'keep: 0.3'")
-    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+        How trials are run decides nothing where the strategy is given.
+        """
+        unused = set(OPERATIONAL)
+        if self.select.strategy != AUTO:
+            for stage in (TuneConfig, TrainConfig, GateConfig):
+                unused |= stage.model_fields.keys()
+        return {k: v for k, v in self.flat().items() if k not in unused}
