@@ -91,6 +91,7 @@ def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> No
         group.add_argument(flag, choices=get_args(base), default=None, help=text)
     elif get_origin(base) is tuple:
         item = get_args(base)[0]
+        item = str if get_origin(item) is Literal else item  # the configuration checks the choice
         group.add_argument(
             flag, action=_Extend, type=_comma_list(item), default=None, metavar="A,B", help=text
         )

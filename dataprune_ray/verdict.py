@@ -1,4 +1,4 @@
-"""What retraining showed: single runs to means, intervals, a verdict. Numbers only, no torch, no Ray.
+"""What retraining showed: single runs to means, intervals, a verdict. Pure numbers.
 
 Runs of two arms are compared in pairs of the same seed and fold, so that what seed and fold do to
 both cancels. Over folds the variance is corrected for the training rows that folds share (Nadeau
@@ -115,7 +115,8 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, with every single run; infinite bounds become None."""
-        return _finite(asdict(self))
+        content: dict[str, Any] = _finite(asdict(self))
+        return content
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,8 @@ class Tuned:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; infinite bounds become None."""
-        return _finite(asdict(self))
+        content: dict[str, Any] = _finite(asdict(self))
+        return content
 
 
 def _finite(value: Any) -> Any:

@@ -54,7 +54,7 @@ class GateConfig(Stage):
         0.5, ge=0, description="points of accuracy that pruning may cost against the full data"
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="of the one-sided bound that must clear --max-drop"
+        0.95, ge=0.5, lt=1, description="of the one-sided bound that must clear --max-drop"
     )
     beat_random: bool = Field(
         False, description="also ask that pruned is better than random, at the same confidence"
@@ -73,7 +73,7 @@ class QualityConfig(Stage):
         3, ge=2, description="folds: each row is judged by the others' model"
     )
     quality_sample: int = Field(
-        20_000, ge=100, description="rows per fold among which neighbours are searched"
+        20_000, ge=1, description="rows per fold among which neighbours are searched"
     )
     neighbours: int = Field(10, ge=1, description="nearest neighbours that are asked for labels")
     rescue: float = Field(

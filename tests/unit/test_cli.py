@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 
@@ -46,7 +47,9 @@ def test_every_field_is_a_flag():
         for name, field in stage.model_fields.items():
             flag = "--" + name.replace("_", "-")
             kind = str(field.annotation)
-            if "Literal" in kind:
+            if kind.startswith("tuple[typing.Literal"):
+                value = get_args(get_args(field.annotation)[0])[0]
+            elif "Literal" in kind:
                 value = field.default
             else:
                 value = next((v for k, v in values.items() if k in kind), "x")
