@@ -23,6 +23,7 @@ from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encod
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
 from dataprune_ray.io.identity import as_keys, file_seed, key_hashes, position_hashes
+from dataprune_ray.io.splits import Split
 
 T = TypeVar("T")
 
@@ -38,7 +39,7 @@ class RowPlan:
     """How rows are read: sent once to every worker.
 
     ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
-    does not depend on how the corpus is cut.
+    does not depend on how the corpus is cut. ``splits`` keep the rows that each of them admits.
     """
 
     root: str
@@ -50,6 +51,7 @@ class RowPlan:
     id_column: str | None = None
     seed: int = 0
     sample_below: int = _ALL
+    splits: tuple[Split, ...] = ()
 
     @classmethod
     def of(
@@ -75,6 +77,19 @@ class RowPlan:
     def sampled(self, fraction: float) -> RowPlan:
         """The same plan for a share of the rows, chosen by hash."""
         return replace(self, sample_below=min(int(fraction * 2**64), _ALL))
+
+    def within(self, *splits: Split) -> RowPlan:
+        """The same plan for the rows that these splits admit, too."""
+        return replace(self, splits=(*self.splits, *splits))
+
+    def chosen(self, row_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_] | None:
+        """Which rows of identity hashes (n,) are read, bool (n,); None where all are."""
+        if self.sample_below == _ALL and not self.splits:
+            return None
+        chosen = seeded_hash(row_hash, self.seed) <= self.sample_below
+        for split in self.splits:
+            chosen &= split.admits(row_hash)
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -190,8 +205,9 @@ def _encode_batch(
 ) -> RowBatch:
     rows = np.arange(start, start + batch.num_rows, dtype=np.int64)
     keys, row_hash, errors = _identify(plan, file, rows, batch)
-    if plan.sample_below != _ALL:
-        chosen = np.flatnonzero(seeded_hash(row_hash, plan.seed) <= plan.sample_below)
+    mask = plan.chosen(row_hash)
+    if mask is not None:
+        chosen = np.flatnonzero(mask)
         place = {int(old): new for new, old in enumerate(chosen)}
         errors = {place[i]: text for i, text in errors.items() if i in place}
         batch, keys = batch.take(pa.array(chosen)), keys.take(pa.array(chosen))
@@ -249,8 +265,8 @@ def _failed(plan: RowPlan, span: Span, done: int, reason: str) -> Iterator[RowBa
         hashes = position_hashes(span.file, first, len(positions))
         if not span.rows and not done:
             positions[0] = -1
-        if plan.sample_below != _ALL:
-            chosen = seeded_hash(hashes, plan.seed) <= plan.sample_below
+        chosen = plan.chosen(hashes)
+        if chosen is not None:
             positions, hashes = positions[chosen], hashes[chosen]
         size = len(positions)
         yield RowBatch(
