@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +35,7 @@ from dataprune_ray.models import (
     load_state,
     read_state,
 )
+from dataprune_ray.recipes import autocast
 
 #: Metadata key of a score file under which its counts are noted.
 NOTE = b"dataprune"
@@ -149,7 +149,7 @@ class Engine:
         self.device = torch.device("cuda" if plan.use_gpu else "cpu")
         self.transform = image_transform(plan.model) if plan.needs else None
         self.taps = [self._load(path) for path in plan.checkpoints] if plan.needs else []
-        self.autocast = _autocast(plan.precision, self.device)
+        self.autocast = autocast(plan.precision, self.device)
 
     def _load(self, path: str) -> FeatureTap:
         return FeatureTap(load_model(self.plan.model, path).to(self.device).eval())
@@ -282,14 +282,6 @@ def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:
         values = values.view()
     with np.errstate(all="ignore"):
         return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
-
-
-def _autocast(precision: str, device: torch.device) -> Any:
-    if precision == "auto":
-        precision = "bfloat16" if device.type == "cuda" else "float32"
-    if precision == "float32":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=getattr(torch, precision))
 
 
 def score_column(

@@ -25,16 +25,20 @@ import ray.train.torch
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.filesystems import beside, exists, read_bytes, redact, write_bytes
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
-from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform, last_linear
+from dataprune_ray.loops import Loop, shuffled, unstandardise
+from dataprune_ray.models import ModelSpec, build_model, core_of, image_transform
+from dataprune_ray.recipes import Recipe
 from dataprune_ray.tasks import run_tasks
 
 logger = logging.getLogger(__name__)
+
+#: Workers that a run may lose before it fails; each time it begins anew, to the same result.
+_LOST_WORKERS = 3
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,11 @@ def fit(plan: TrainPlan) -> TrainResult:
             use_gpu=use_gpu,
             resources_per_worker=resources if plan.workers else None,
         ),
+        run_config=ray.train.RunConfig(
+            failure_config=ray.train.FailureConfig(max_failures=_LOST_WORKERS)
+        )
+        if plan.workers
+        else None,
     )
     returned: dict[str, Any] = trainer.fit().return_value
     result = TrainResult(**returned)
@@ -147,9 +156,9 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     trained = ray.train.torch.prepare_model(model) if plan.workers else model
     loss, accuracy, updates = optimise(plan, trained, rows, device, rank, world)
     held = [float(len(rows.targets)), float(rows.available)]
-    count, available = map(int, _sum_everywhere(held, world, device))
+    count, available = map(int, sum_everywhere(held, world, device))
     if rank == 0:
-        unstandardise(plan, model)
+        unstandardise(plan.model.label, model)
         state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
         write_bytes(plan.checkpoint, safetensors.torch.save(state))
     return {
@@ -254,54 +263,16 @@ def optimise(
     plan: TrainPlan, model: nn.Module, rows: TrainRows, device: torch.device, rank: int, world: int
 ) -> tuple[float, float | None, int]:
     """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates."""
-    regression = plan.model.label.task == "regression"
-    optimiser = torch.optim.Adam(model.parameters(), lr=plan.learning_rate, fused=True)
     size = max(1, plan.batch_size // world)
     per_epoch = _largest_everywhere(math.ceil(len(rows.targets) / size), world, device)
     updates = plan.updates if plan.updates is not None else plan.epochs * per_epoch
-    generator = torch.Generator().manual_seed(plan.seed * 1_000_003 + rank)
-    losses = correct = seen = 0.0
-    model.train()
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(updates):
-        if step % per_epoch == 0:
-            order = torch.randperm(len(rows.targets), generator=generator)
-            losses = correct = seen = 0.0
-        start = step % per_epoch * size
-        index = order[torch.arange(start, start + size).remainder(len(order))]
-        if start < len(order) < start + size and world == 1:
-            index = order[start:]
-        inputs, targets = rows.values[index].to(device), rows.targets[index].to(device)
-        outputs = model(inputs)
-        loss = _loss(plan, outputs, targets)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        losses += float(loss.detach()) * len(index)
-        seen += len(index)
-        if not regression:
-            correct += float((outputs.argmax(dim=1) == targets).sum())
-    losses, correct, seen = _sum_everywhere([losses, correct, seen], world, device)
+    loop = Loop(model, Recipe(learning_rate=plan.learning_rate), plan.model.label, updates, device)
+    seed = plan.seed * 1_000_003 + rank
+    loop.run(shuffled(rows.values, rows.targets, size, seed, world=world, per_epoch=per_epoch))
+    losses, correct, seen = sum_everywhere(loop.sums.tolist(), world, device)
+    regression = plan.model.label.task == "regression"
     accuracy = None if regression or not seen else correct / seen
     return losses / max(seen, 1.0), accuracy, updates
-
-
-def _loss(plan: TrainPlan, outputs: Tensor, targets: Tensor) -> Tensor:
-    label = plan.model.label
-    if label.task == "regression":
-        return functional.mse_loss(outputs[:, 0], (targets - label.mean) / label.std)
-    return functional.cross_entropy(outputs, targets)
-
-
-def unstandardise(plan: TrainPlan, model: nn.Module) -> None:
-    """Fold a regression label's scale into the last linear layer: outputs in the label's units."""
-    label = plan.model.label
-    linear = last_linear(core_of(model))
-    if label.task != "regression" or linear is None or linear.bias is None:
-        return
-    with torch.no_grad():
-        linear.weight.mul_(label.std)
-        linear.bias.mul_(label.std).add_(label.mean)
 
 
 def _largest_everywhere(value: int, world: int, device: torch.device) -> int:
@@ -312,7 +283,8 @@ def _largest_everywhere(value: int, world: int, device: torch.device) -> int:
     return int(tensor)
 
 
-def _sum_everywhere(values: list[float], world: int, device: torch.device) -> list[float]:
+def sum_everywhere(values: list[float], world: int, device: torch.device) -> list[float]:
+    """The values added up over all workers."""
     if world == 1:
         return values
     tensor = torch.tensor(values, dtype=torch.float64, device=device)

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.features import FeatureSpec, LabelSpec
+from dataprune_ray.loops import unstandardise
 from dataprune_ray.models import ModelSpec, build_model, core_of
-from dataprune_ray.training import Reservoir, TrainPlan, TrainRows, optimise, unstandardise
+from dataprune_ray.training import Reservoir, TrainPlan, TrainRows, optimise
 
 
 def plan(label, **changes):
@@ -91,7 +92,7 @@ def test_a_regressor_comes_out_in_the_labels_units():
     torch.manual_seed(0)
     model = build_model(training.model, 1)
     _, accuracy, _ = optimise(training, model, TrainRows(x, y, 200), torch.device("cpu"), 0, 1)
-    unstandardise(training, model)
+    unstandardise(label, model)
     assert accuracy is None
     with torch.no_grad():
         assert model(x)[:, 0].numpy() == pytest.approx(y.numpy(), abs=2.0)
