@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -83,15 +83,23 @@ class Loop:
         if self.label.task == "classification":
             self.sums[1] += (outputs.argmax(dim=1) == targets).sum()
 
-    def state(self) -> dict[str, object]:
-        """Everything that going on from here takes."""
+    def state(self, model: nn.Module) -> dict[str, Any]:
+        """Everything that going on from here takes; ``model`` without what distributes it."""
         return {
-            "model": core_of(self.model).state_dict(),
+            "model": model.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
             "scaler": self.scaler.state_dict(),
             "done": self.done,
         }
+
+    def restore(self, state: dict[str, Any], model: nn.Module) -> None:
+        """Go on from what `state` gave."""
+        model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.scaler.load_state_dict(state["scaler"])
+        self.done = state["done"]
 
 
 def shuffled(

@@ -83,7 +83,7 @@ def make_optimiser(recipe: Recipe, model: nn.Module) -> Optimizer:
             nesterov=momentum > 0,
             fused=True,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    kind = torch.optim.Adam if recipe.optimizer == "adam" else torch.optim.AdamW
     return kind(model.parameters(), lr=rate, weight_decay=decay, fused=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -22,8 +23,8 @@ from dataprune_ray.features import FeatureSpec, LabelSpec, TabularColumn, column
 from dataprune_ray.features.encode import numeric
 from dataprune_ray.features.labels import cast_labels
 from dataprune_ray.io import READ_ERRORS, get_reader
-from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.io.corpus import Fragment, Span
+from dataprune_ray.io.rows import RowPlan, identify
 from dataprune_ray.tasks import run_tasks
 
 #: More distinct labels than this are not classes.
@@ -125,12 +126,15 @@ def _scan_fragment(plan: RowPlan, means: dict[str, float] | None, fragment: Frag
     numbers = [entry.name for entry in plan.features.tabular if not entry.categorical]
     label = plan.label if plan.label.column is not None and not plan.label.classes else None
     paths = [*numbers, *([label.column] if label is not None and label.column else [])]
+    paths += [plan.id_column] if plan.splits and plan.id_column is not None else []
     names = list(dict.fromkeys(top_level(path, plan.schema) for path in paths))
+    key = get_reader(plan.format).key_column
+    names += [key] if plan.splits and key else []
     for span in fragment.spans:
         if span.error is not None:
             continue
         try:
-            for batch in get_reader(plan.format).read(plan.root, span, names, _BATCH_ROWS):
+            for batch in _batches(plan, span, names):
                 for name in numbers:
                     _add(seen, name, numeric(column(batch, name)), means)
                 if label is not None and label.column is not None:
@@ -142,6 +146,20 @@ def _scan_fragment(plan: RowPlan, means: dict[str, float] | None, fragment: Frag
         except READ_ERRORS:
             continue
     return seen
+
+
+def _batches(plan: RowPlan, span: Span, names: list[str]) -> Iterator[pa.RecordBatch]:
+    """The span's batches, without the rows that the plan's splits leave out."""
+    start = span.start
+    for batch in get_reader(plan.format).read(plan.root, span, names, _BATCH_ROWS):
+        if plan.splits:
+            rows = np.arange(start, start + batch.num_rows, dtype=np.int64)
+            _, row_hash, _ = identify(plan, span.file, rows, batch)
+            admitted = np.all([split.admits(row_hash) for split in plan.splits], axis=0)
+            yield batch.filter(pa.array(admitted))
+        else:
+            yield batch
+        start += batch.num_rows
 
 
 def _add(

@@ -273,6 +273,13 @@ def remove_empty_folders(root: str, names: list[str]) -> None:
                 (Path(inner) / name).rmdir()
 
 
+def remove_tree(root: str, name: str) -> None:
+    """Delete the sub-folder ``name`` of ``root`` with everything in it, if it is there."""
+    filesystem, inner = resolve(join(root, name))
+    with suppress(FileNotFoundError):
+        retried(filesystem.delete_dir, inner)
+
+
 def list_names(folder: str, suffix: str) -> list[str]:
     """Names of finished files directly in ``folder`` that end in ``suffix``, sorted."""
     filesystem, inner = resolve(folder)

@@ -204,7 +204,7 @@ def _encode_batch(
     transform: Callable[[Any], Any] | None,
 ) -> RowBatch:
     rows = np.arange(start, start + batch.num_rows, dtype=np.int64)
-    keys, row_hash, errors = _identify(plan, file, rows, batch)
+    keys, row_hash, errors = identify(plan, file, rows, batch)
     mask = plan.chosen(row_hash)
     if mask is not None:
         chosen = np.flatnonzero(mask)
@@ -230,7 +230,7 @@ def _members(batch: pa.RecordBatch) -> tuple[str, ...]:
     return tuple(json.loads(note)) if note else ()
 
 
-def _identify(
+def identify(
     plan: RowPlan, file: str, rows: npt.NDArray[np.int64], batch: pa.RecordBatch
 ) -> tuple[pa.Array, npt.NDArray[np.uint64], dict[int, str]]:
     """Keys, identity hashes, and the rows whose id is unusable (these are known by position)."""
