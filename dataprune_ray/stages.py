@@ -18,6 +18,7 @@ from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, resolve
 from dataprune_ray.io.output import Output, claim, finished
+from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.progress import Progress
@@ -31,7 +32,6 @@ from dataprune_ray.understanding import (
     complete,
     restore,
     save,
-    saved_plan,
     score_plan,
 )
 from dataprune_ray.writing import Written, plan_parts, write_parts

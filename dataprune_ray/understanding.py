@@ -16,9 +16,10 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import exists, join, read_bytes, redact, write_bytes
+from dataprune_ray.io.filesystems import exists, join, redact, write_bytes
 from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
@@ -204,19 +205,6 @@ def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Unders
                 "metric", metric.name, f"{folder} holds {', '.join(saved['metrics'])}"
             )
     return as_saved(understanding, saved)
-
-
-def saved_plan(folder: str) -> dict[str, Any]:
-    """What `save` left beside a score table.
-
-    Raises:
-        ConfigError: there is nothing.
-    """
-    path = join(folder, PLAN)
-    if not exists(path):
-        raise ConfigError("scores", folder, "is not a score table of an earlier run")
-    saved: dict[str, Any] = json.loads(read_bytes(path))
-    return saved
 
 
 def as_saved(understanding: Understanding, saved: dict[str, Any]) -> Understanding:

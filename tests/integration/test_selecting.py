@@ -9,7 +9,8 @@ from dataprune_ray import cutoff, schema, selecting
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.selecting import ScoreTable, group_codes, select
+from dataprune_ray.io.scores import group_codes
+from dataprune_ray.selecting import ScoreTable, select
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo
 
 pytestmark = pytest.mark.usefixtures("local_ray")
