@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import join, open_input, redact
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.io.scores import group_codes
+from dataprune_ray.io.splits import Split
 from dataprune_ray.models import ModelSpec, image_transform
 from dataprune_ray.strategies.base import bands_of_cut
 from dataprune_ray.tasks import TASK_CPUS, own_errors, run_tasks
@@ -38,17 +39,17 @@ class Arm:
 
     Attributes:
         name: as in the comparison's table.
-        scores: folder of the score table that knows the rows; '' for the full arm.
+        scores: folder of the score table that knows the rows.
         fragments: names of its score files.
-        rule: which rows are kept; None where ``decisions`` or nothing says it.
+        rule: which rows are kept; None where ``decisions`` say it, or for all scored rows.
         decisions: folder of a finished run's decisions, which then say it.
         grouped: the rule tells classes apart.
         seed: of the rule's hashes.
     """
 
     name: str
-    scores: str = ""
-    fragments: tuple[str, ...] = ()
+    scores: str
+    fragments: tuple[str, ...]
     rule: KeepRule | None = None
     decisions: str | None = None
     grouped: bool = False
@@ -59,6 +60,14 @@ class Arm:
         rule = None if self.rule is None else self.rule.to_json()
         content = [self.name, self.scores, self.decisions, self.seed, rule]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+    def count(self) -> int:
+        """How many rows it has."""
+        return sum(run_tasks(partial(_count, self), self.fragments))
+
+
+def _count(arm: Arm, fragment: str) -> int:
+    return len(kept_hashes(arm, fragment))
 
 
 def kept_hashes(arm: Arm, fragment: str) -> npt.NDArray[np.uint64]:
@@ -158,7 +167,7 @@ def hold(rows: RowPlan, model: ModelSpec, limit: int, setting: str) -> Held:
         ConfigError: the rows take more than ``limit`` bytes.
         BadDataError: there is no good row.
     """
-    known = sum(span.rows or 0 for fragment in rows.fragments for span in fragment.spans)
+    known = sum(fragment.rows or 0 for fragment in rows.fragments)
     needed = known * rows.features.row_bytes * (1 if rows.features.modality != "text" else 0)
     if needed > limit:
         raise ConfigError(
@@ -231,33 +240,40 @@ def members(arm: Arm, held: Held) -> Held:
     Raises:
         BadDataError: the arm has no row.
     """
-    if not arm.scores:
-        return _counted(partial(_positions, None), held)
     found = list(run_tasks(partial(kept_hashes, arm), arm.fragments))
     hashes = ray.put(np.sort(np.concatenate(found)) if found else np.zeros(0, np.uint64))
-    result = _counted(partial(_positions, hashes), held)
+    result = positions(partial(_wanted, hashes), held)
     if not result.rows:
         raise BadDataError(f"arm {arm.name} has no row to train on")
     return result
 
 
-def _counted(function: Any, held: Held) -> Held:
-    remote = ray.remote(_with_count).options(num_cpus=TASK_CPUS, num_returns=2)
-    ref, count = remote.remote(function, held.ref)
+def _wanted(hashes: Any, held: HeldRows) -> npt.NDArray[np.bool_]:
+    return np.isin(held.hashes, ray.get(hashes))
+
+
+def in_split(split: Split, held: Held) -> Held:
+    """Positions int64 (m,) of a split's rows among the held ones, in the object store."""
+    return positions(partial(_admitted, split), held)
+
+
+def _admitted(split: Split, held: HeldRows) -> npt.NDArray[np.bool_]:
+    return split.admits(held.hashes)
+
+
+def positions(mask: Callable[[HeldRows], npt.NDArray[np.bool_]], held: Held) -> Held:
+    """Positions int64 (m,) of the held rows that ``mask`` (n,) is true of, in the object store."""
+    remote = ray.remote(_positions).options(num_cpus=TASK_CPUS, num_returns=2)
+    ref, count = remote.remote(mask, held.ref)
     with own_errors():
         return Held(ref, int(ray.get(count)))
 
 
-def _with_count(function: Any, held: HeldRows) -> tuple[npt.NDArray[np.int64], int]:
-    positions = function(held)
-    return positions, len(positions)
-
-
-def _positions(hashes: Any, held: HeldRows) -> npt.NDArray[np.int64]:
-    if hashes is None:
-        return np.arange(len(held.hashes))
-    wanted = ray.get(hashes)
-    return np.flatnonzero(np.isin(held.hashes, wanted)).astype(np.int64)
+def _positions(
+    mask: Callable[[HeldRows], npt.NDArray[np.bool_]], held: HeldRows
+) -> tuple[npt.NDArray[np.int64], int]:
+    found = np.flatnonzero(mask(held)).astype(np.int64)
+    return found, len(found)
 
 
 def check_apart(train: npt.NDArray[np.uint64], test: npt.NDArray[np.uint64], arm: str) -> None:

@@ -51,11 +51,17 @@ def parse(
     return build(cls, values), options
 
 
-def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -> int:
+def run(
+    main: Callable[[], Mapping[str, Any]],
+    *,
+    as_json: Callable[[], bool],
+    outcome: Mapping[str, Any] | None = None,
+) -> int:
     """Call a job's body, print its errors on stderr and return the process's exit code.
 
     With ``as_json`` the last line on stdout is a JSON object with the exit code and what the body
-    returned, or the error; also where the error was not foreseen (exit code 1).
+    returned, or the error with what ``outcome`` holds by then; also where the error was not
+    foreseen (exit code 1).
     """
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr
@@ -65,7 +71,7 @@ def run(main: Callable[[], Mapping[str, Any]], *, as_json: Callable[[], bool]) -
         code = 0
     except DataPruneError as error:
         print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a job's stderr
-        result = {"error": str(error)}
+        result = {"error": str(error), **(outcome or {})}
         code = error.exit_code
     except Exception as error:
         logging.getLogger(__name__).exception("unexpected error")

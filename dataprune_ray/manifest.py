@@ -115,7 +115,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         ],
         "outputs": [asdict(part) for part in outcome.written],
         "scores": redact(outcome.scores),
-        "settings": _redacted(outcome.config.flat()),
+        "settings": without_secrets(outcome.config.flat()),
         "warnings": list(outcome.warnings),
         "versions": versions(),
         "seconds": {name: round(value, 3) for name, value in outcome.seconds.items()},
@@ -227,7 +227,7 @@ def report_data(
         bad_reasons=tuple(decided.errors.most_common()),
         bad_examples=bad_rows,
         stages=tuple(outcome.seconds.items()),
-        settings=tuple((k, _shown(v)) for k, v in _redacted(config.flat()).items()),
+        settings=tuple((k, _shown(v)) for k, v in without_secrets(config.flat()).items()),
         outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
         drift=outcome.drift,
         warnings=outcome.warnings,
@@ -284,13 +284,14 @@ def bad_examples_of_scores(folder: str) -> list[str]:
     return found
 
 
-def _redacted(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: _without_secrets(value) for name, value in settings.items()}
+def without_secrets(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the secrets that URIs may carry."""
+    return {name: _clean(value) for name, value in settings.items()}
 
 
-def _without_secrets(value: Any) -> Any:
+def _clean(value: Any) -> Any:
     if isinstance(value, list):
-        return [_without_secrets(item) for item in value]
+        return [_clean(item) for item in value]
     return redact(value) if isinstance(value, str) else value
 
 

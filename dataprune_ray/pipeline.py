@@ -7,10 +7,10 @@ import time
 from contextlib import ExitStack
 from typing import Any
 
-from dataprune_ray import galleries, incremental, manifest, stages, telemetry
+from dataprune_ray import comparing, concluding, galleries, incremental, manifest, stages, telemetry
 from dataprune_ray.baseline import open_baseline
 from dataprune_ray.cluster import Cluster, cluster, pool_of
-from dataprune_ray.config import PruneConfig
+from dataprune_ray.config import CompareConfig, PruneConfig
 from dataprune_ray.drifting import drift_since, rows_of_baseline
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
@@ -113,7 +113,7 @@ def _prune_on(
     rows, bad = sum(c.rows for c in counts), sum(c.bad for c in counts)
     stages.check_bad_rows(config, output, rows, bad, journal)
     with journal.stage("select"):
-        table = stages.score_table(config, understanding, corpus, scores)
+        table = stages.score_table(config, understanding, corpus.fragments, scores)
         rule = select(table, config.select, stages.score_info(understanding))
     logger.info("%s", rule.explanation)
     with journal.stage("decide"):
@@ -154,3 +154,23 @@ def _prune_on(
     content = manifest.manifest(outcome)
     write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
     return content
+
+
+def compare(config: CompareConfig, command: str = "") -> dict[str, Any]:
+    """Retrain on the full, the pruned and equally large random sets; what that showed.
+
+    `concluding.check_gate` holds what is returned to the gate.
+
+    Raises:
+        ConfigError: the settings are wrong or the pruned output is not finished.
+    """
+    subjects = comparing.open_subjects(config)
+    root = concluding.place(config, subjects)
+    with locked(root), cluster(config.run.address) as found:
+        logger.info("running on %s: %g CPUs, %g GPUs", found.where, found.cpus, found.gpus)
+        if config.run.overwrite:
+            concluding.forget(root)
+        bouts = comparing.rounds(config, subjects, root)
+        runs = comparing.train_all(config, subjects, bouts, root)
+        comparison = concluding.conclude(config, subjects, bouts, runs)
+        return concluding.write(config, subjects, comparison, root, command)

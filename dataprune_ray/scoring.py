@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,10 +26,10 @@ from dataprune_ray.engine import NOTE, Engine, FragmentCount, ScorePlan
 from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import list_names, open_input
+from dataprune_ray.io.filesystems import exists, list_names, open_input
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
-from dataprune_ray.tasks import own_errors
+from dataprune_ray.tasks import own_errors, run_tasks
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,30 @@ def score(
                 progress(count)
     finish(plan)
     return sorted(counts, key=lambda count: count.index)
+
+
+def score_in_tasks(plans: Sequence[ScorePlan], num_gpus: float = 0.0) -> None:
+    """Score several small tables side by side, in tasks: without the seconds a pool each costs.
+
+    Fragments that have a score file are not scored again.
+    """
+    missing = [
+        (plan, fragment)
+        for plan in plans
+        for fragment in plan.rows.fragments
+        if not exists(plan.path(fragment))
+    ]
+    bare = [(replace(plan, rows=replace(plan.rows, fragments=())), f) for plan, f in missing]
+    for _ in run_tasks(_score_one, bare, num_gpus=num_gpus):
+        pass
+    for plan in plans:
+        finish(plan)
+
+
+def _score_one(item: tuple[ScorePlan, Fragment]) -> FragmentCount:
+    plan, fragment = item
+    torch.set_num_threads(1)
+    return Engine(plan).commit(fragment)
 
 
 def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[FragmentCount]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +16,7 @@ from dataprune_ray.deciding import Decided, WritePlan, decide
 from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Reuse
-from dataprune_ray.io.corpus import Corpus
+from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import exists, join, resolve
 from dataprune_ray.io.output import Output, claim, finished
 from dataprune_ray.io.scores import saved_plan
@@ -147,12 +148,12 @@ def check_bad_rows(
 
 
 def score_table(
-    config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str
+    config: PruneConfig, understanding: Understanding, fragments: Iterable[Fragment], scores: str
 ) -> ScoreTable:
     """The score table as the population that the strategy cuts."""
     grouped = understanding.strategy.needs_labels
     return ScoreTable(
-        paths=[join(scores, f"{fragment.name}.parquet") for fragment in corpus.fragments],
+        paths=[join(scores, f"{fragment.name}.parquet") for fragment in fragments],
         metric=understanding.metrics[0].name,
         group_column="label" if grouped else None,
         groups=understanding.label.classes if grouped else ("",),

@@ -60,7 +60,7 @@ class StreamPlan:
             ConfigError: it is.
         """
         own = set(names_of(self.rows.fragments))
-        if self.arm.scores and own != set(self.arm.fragments):
+        if own != set(self.arm.fragments):
             raise ConfigError(
                 "pruned",
                 self.arm.name,
@@ -129,7 +129,7 @@ class _Reader:
         for text in batch["fragment"]:
             fragment = Fragment.from_json(text)
             kept = None
-            if self.arm is not None and self.arm.scores:
+            if self.arm is not None:
                 kept = kept_hashes(self.arm, fragment.name)
             for read in ahead(read_rows(self.rows, fragment, transform)):
                 values, targets = read.values, read.targets

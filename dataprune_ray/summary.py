@@ -76,3 +76,66 @@ def _bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return ""
+
+
+def comparison_text(found: dict[str, Any]) -> str:
+    """The table and the verdict that the compare job prints."""
+    unit = "accuracy %" if found["measure"] == "accuracy" else "100 R²"
+    lines = [f"Tested on {found['test']}.", ""]
+    width = max(len(arm["arm"]) for arm in found["arms"])
+    head = f"  {'arm':<{width}}  {'budget':<7}  {'rows':>11}  {'keep':>7}  {unit:>15}"
+    lines.append(
+        head + f"  {'minus full':>22}  {'minus random':>22}  {'updates':>9}  {'seconds':>8}"
+    )
+    for arm in found["arms"]:
+        lines.append(
+            f"  {arm['arm']:<{width}}  {arm['budget']:<7}  {arm['rows']:>11,}  "
+            f"{100 * arm['keep']:>6.2f}%  {arm['mean']:>8.2f} ± {arm['std']:>4.2f}"
+            f"  {_interval(arm['to_full']):>22}  {_interval(arm['to_random']):>22}"
+            f"  {arm['updates']:>9,.0f}  {arm['seconds']:>8.1f}"
+        )
+        if arm["worst_class"] and arm["arm"] == "pruned":
+            name, change = arm["worst_class"]
+            lines.append(
+                f"  {'':<{width}}  the class that changed most: {name}, {change:+.2f} points"
+            )
+    lines += ["", *_cost_lines(found["costs"])]
+    lines.append(f"Gate {'passed' if found['passed'] else 'FAILED'}: {' '.join(found['reasons'])}")
+    lines += [f"Note: {note}" for note in found["notes"]]
+    output = found["output"].rstrip("/")
+    lines += [
+        "",
+        f"  every run    {output}/comparison.json",
+        f"  report       {output}/report.html",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    if value["low"] is None:
+        return f"{value['mean']:+.2f} [one pair]"
+    return f"{value['mean']:+.2f} [{value['low']:+.2f}, {value['high']:+.2f}]"
+
+
+def _cost_lines(costs: dict[str, Any] | None) -> list[str]:
+    if costs is None:
+        return []
+    spent = sum(seconds for _, seconds in costs["prune_seconds"])
+    how = "measured" if costs["measured"] else "at equal epochs, from the time per update"
+    line = f"Pruning took {spent:.1f} s; a training saves {costs['saved_seconds']:.1f} s ({how})"
+    if costs["break_even"] is None:
+        return [line + ": it does not pay in time."]
+    return [line + f": it has paid after {costs['break_even']:.1f} trainings."]
+
+
+def comparison_for_scheduler(found: dict[str, Any]) -> dict[str, Any]:
+    """What the last line of ``--json`` holds of a comparison."""
+    names = ("arm", "budget", "rows", "keep", "mean", "std", "to_full", "to_random")
+    return {
+        "passed": found["passed"],
+        "reasons": found["reasons"],
+        "arms": [{name: arm[name] for name in names} for arm in found["arms"]],
+        "output": found["output"],
+    }

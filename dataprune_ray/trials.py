@@ -61,8 +61,9 @@ class TrialPlan:
     threads: int = 1
 
     def digest(self) -> str:
-        """Hex digest of everything that the result depends on."""
-        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
+        """Hex digest of everything that the training depends on."""
+        decisive = replace(self, budget="", num_gpus=0.0, model=replace(self.model, folder=""))
+        return hashlib.sha256(repr(decisive).encode()).hexdigest()[:16]
 
     def record(self, folder: str) -> str:
         """Path of its record."""
@@ -86,26 +87,27 @@ def run_trials(
 ) -> list[TrialRun]:
     """Train and test every plan, side by side where the cluster has room; results in their order.
 
-    A training whose record lies in ``folder`` is not repeated.
+    A training whose record lies in ``folder`` is not repeated, and one that two budgets have in
+    common is made once.
 
     Raises:
         DataPruneError: an arm holds rows of its test set.
     """
     found: dict[str, TrialRun] = {}
-    waiting = []
+    waiting: dict[str, tuple[TrialPlan, TrialData]] = {}
     for plan, data in plans:
-        path = plan.record(folder)
-        if exists(path):
-            found[plan.digest()] = run_from_json(json.loads(read_bytes(path)))
-            progress(found[plan.digest()])
-        else:
-            waiting.append((plan, data))
-    gpus = max((plan.num_gpus for plan, _ in waiting), default=0.0)
-    work = run_tasks(partial(_trial, folder), waiting, num_cpus=1, num_gpus=gpus)
+        digest = plan.digest()
+        if digest not in found and exists(plan.record(folder)):
+            found[digest] = run_from_json(json.loads(read_bytes(plan.record(folder))))
+            progress(found[digest])
+        elif digest not in found:
+            waiting[digest] = (plan, data)
+    gpus = max((plan.num_gpus for plan, _ in waiting.values()), default=0.0)
+    work = run_tasks(partial(_trial, folder), waiting.values(), num_cpus=1, num_gpus=gpus)
     for digest, run in work:
         found[digest] = run
         progress(run)
-    return [found[plan.digest()] for plan, _ in plans]
+    return [replace(found[plan.digest()], budget=plan.budget) for plan, _ in plans]
 
 
 def run_from_json(content: dict[str, Any]) -> TrialRun:

@@ -75,7 +75,7 @@ def finished(root: str, settings: dict[str, Any], inputs: str) -> dict[str, Any]
         ConfigError: the directory is a file.
     """
     run = {"settings": _public(settings), "inputs": inputs}
-    if MANIFEST not in _entries(root) or read_run(root) != run:
+    if MANIFEST not in entries_of(root) or read_run(root) != run:
         return None
     return read_manifest(root)
 
@@ -104,7 +104,7 @@ def claim(
     """
     run = {"settings": _public(settings), "inputs": inputs}
     content = (json.dumps(run, indent=2, sort_keys=True) + "\n").encode()
-    if overwrite and _entries(root):
+    if overwrite and entries_of(root):
         remove_run(root, keep_scores=keep_scores, keep_run=True)
         write_bytes(join(root, RUN_FILE), content)
         return Output(root)
@@ -117,7 +117,7 @@ def claim(
             raise ConfigError("resume", False, f"{redact(root)} holds an unfinished run")
         return Output(root, resumed=True)
     ours = {"scores", "proxy"} if keep_scores else set()
-    strangers = {n for n in _entries(root) - ours if not n.startswith(TEMPORARY_PREFIX)}
+    strangers = {n for n in entries_of(root) - ours if not n.startswith(TEMPORARY_PREFIX)}
     if strangers:
         raise ConfigError(
             "output", redact(root), f"is not empty and not a run's output: {sorted(strangers)[:3]}"
@@ -172,7 +172,7 @@ def remove_run(root: str, *, keep_scores: bool = False, keep_run: bool = False) 
     Raises:
         ConfigError: the directory is not a run's output.
     """
-    if _entries(root) and read_run(root) is None:
+    if entries_of(root) and read_run(root) is None:
         raise ConfigError(
             "output", redact(root), "is not a run's output (no run.json), so nothing is removed"
         )
@@ -195,7 +195,12 @@ def remove_leftovers(root: str, folders: tuple[str, ...]) -> None:
             remove_file(join(root, name))
 
 
-def _entries(root: str) -> set[str]:
+def entries_of(root: str) -> set[str]:
+    """Names directly in an output directory, save the lock.
+
+    Raises:
+        ConfigError: it is a file.
+    """
     filesystem, inner = resolve(root)
     if filesystem.get_file_info(inner).type == pafs.FileType.File:
         raise ConfigError("output", redact(root), "is a file, not a directory")

@@ -1,0 +1,163 @@
+"""What a comparison's trainings showed, committed: the verdict, its notes, and the report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from dataprune_ray.comparing import FOLDER, Round
+from dataprune_ray.config import CompareConfig
+from dataprune_ray.errors import ConfigError, GateError
+from dataprune_ray.io.filesystems import exists, join, redact, remove_file, remove_tree, write_bytes
+from dataprune_ray.io.output import RUN_FILE, entries_of
+from dataprune_ray.manifest import versions, without_secrets
+from dataprune_ray.subjects import Subject
+from dataprune_ray.verdict import (
+    FULL,
+    PRUNED,
+    Comparison,
+    TrialRun,
+    costs,
+    judge,
+    summarise,
+)
+
+RESULT = "comparison.json"
+
+
+def conclude(
+    config: CompareConfig,
+    subjects: Sequence[Subject],
+    bouts: Sequence[Round],
+    runs: Sequence[TrialRun],
+) -> Comparison:
+    """Means, intervals, costs and the verdict."""
+    subject, gate = subjects[0], config.gate
+    label = subject.understanding.label
+    classes = () if label.task == "regression" else label.names or label.classes
+    arms = summarise(runs, classes, gate.confidence)
+    budget = "updates" if config.train.budget == "both" else config.train.budget
+    names = {arm.arm for arm in arms}
+    passed = True
+    reasons: tuple[str, ...] = ("Nothing was judged: the pruned arm was not trained.",)
+    if PRUNED in names:
+        passed, reasons = judge(
+            runs,
+            budget=budget,
+            max_drop=gate.max_drop,
+            confidence=gate.confidence,
+            beat_random=gate.beat_random,
+        )
+    seconds = [(k, float(v)) for k, v in subject.manifest["seconds"].items() if k != "report"]
+    written = sum(int(part["bytes"]) for part in subject.manifest["outputs"])
+    return Comparison(
+        measure="R²" if label.task == "regression" else "accuracy",
+        classes=tuple(classes),
+        test=_tested_on(config, runs),
+        runs=tuple(runs),
+        arms=arms,
+        costs=costs(arms, seconds, subject.corpus.size - written) if FULL in names else None,
+        max_drop=gate.max_drop,
+        confidence=gate.confidence,
+        beat_random=gate.beat_random,
+        passed=passed,
+        reasons=reasons,
+        notes=tuple(_notes(config, subjects, bouts, runs)),
+    )
+
+
+def _tested_on(config: CompareConfig, runs: Sequence[TrialRun]) -> str:
+    rows = runs[0].test_rows if runs else 0
+    if config.arms.test is not None:
+        return f"{rows:,} rows of {redact(config.arms.test)}"
+    if config.arms.folds is not None:
+        return f"{config.arms.folds}-fold cross-validation, each fold pruned without its test rows"
+    share = f"{100 * config.arms.test_fraction:g} %"
+    return f"{rows:,} rows, {share} of the corpus, held out by hash; pruned without them"
+
+
+def _notes(
+    config: CompareConfig,
+    subjects: Sequence[Subject],
+    bouts: Sequence[Round],
+    runs: Sequence[TrialRun],
+) -> Iterator[str]:
+    subject = subjects[0]
+    if config.arms.test is None:
+        if subject.config.model.checkpoint:
+            yield (
+                "The rows were scored with a given checkpoint, which may have been trained on rows "
+                "that are held out here; a --test set of its own avoids that."
+            )
+        if subject.manifest.get("tuned"):
+            yield "The strategy was chosen once, on the whole corpus, not anew in each fold."
+        if subject.config.quality.rescue:
+            yield "Rows that --rescue put back are not put back inside the folds."
+    known = sum(fragment.rows or 0 for fragment in bouts[0].test.fragments)
+    if config.arms.test is not None and runs and known > runs[0].test_rows:
+        yield f"{known - runs[0].test_rows:,} of {known:,} test rows cannot be used: bad rows."
+    if config.train.workers > 1:
+        yield (
+            f"Each epoch leaves out up to {config.train.workers - 1} rows, so that workers' shards "
+            "are of equal size."
+        )
+
+
+# Output ------------------------------------------------------------------------------------------
+
+
+def place(config: CompareConfig, subjects: Sequence[Subject]) -> str:
+    """Where the comparison goes.
+
+    Raises:
+        ConfigError: the directory holds something else.
+    """
+    root = config.arms.output or subjects[0].root
+    if exists(join(root, RESULT)) or exists(join(root, RUN_FILE)):
+        return root
+    strangers = entries_of(root) - {FOLDER}
+    if strangers:
+        advice = f"is not empty and not a run's or a comparison's output: {sorted(strangers)[:3]}"
+        raise ConfigError("output", redact(root), advice)
+    return root
+
+
+def forget(root: str) -> None:
+    """Remove an earlier comparison: its result first, then its trainings and folds."""
+    remove_file(join(root, RESULT))
+    remove_tree(root, FOLDER)
+
+
+def write(
+    config: CompareConfig,
+    subjects: Sequence[Subject],
+    comparison: Comparison,
+    root: str,
+    command: str,
+) -> dict[str, Any]:
+    """Commit ``comparison.json``, then the report with the comparison in it."""
+    content = {
+        "format_version": 1,
+        **comparison.to_json(),
+        "pruned": [redact(subject.root) for subject in subjects],
+        "content_hash": subjects[0].manifest["content_hash"],
+        "settings": without_secrets(config.flat()),
+        "versions": versions(),
+        "command": command,
+        "output": redact(root),
+    }
+    write_bytes(
+        join(root, RESULT), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
+    )
+    return content
+
+
+def check_gate(content: dict[str, Any]) -> None:
+    """Hold a finished comparison to its gate.
+
+    Raises:
+        GateError: it failed.
+    """
+    if not content["passed"]:
+        raise GateError(f"the gate failed: {' '.join(content['reasons'])}")

@@ -1,0 +1,98 @@
+"""A run's cut made again without some rows: nothing that decides it has seen them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dataprune_ray import stages
+from dataprune_ray.arms import names_of
+from dataprune_ray.cutoff import KeepRule, kept_counts
+from dataprune_ray.engine import ScorePlan
+from dataprune_ray.io.filesystems import join
+from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.io.splits import Split
+from dataprune_ray.scanning import needs_scan, scan
+from dataprune_ray.scoring import score_in_tasks
+from dataprune_ray.selecting import select
+from dataprune_ray.subjects import Subject
+from dataprune_ray.training import TrainResult, train
+from dataprune_ray.understanding import Understanding, score_plan, train_plan
+
+
+@dataclass(frozen=True)
+class FoldCut:
+    """A cut among the rows outside a split: its table, its rule, and how many rows it keeps."""
+
+    rows: RowPlan
+    scores: str
+    fragments: tuple[str, ...]
+    rule: KeepRule
+    grouped: bool
+    kept: int
+
+
+def cut_folds(subject: Subject, splits: Sequence[Split], folder: str) -> list[FoldCut]:
+    """Prune the rows outside each split as the subject was pruned; what is there is not redone.
+
+    Raises:
+        ConfigError: the strategy does not fit what is left.
+    """
+    insides = [_without(subject.understanding, split) for split in splits]
+    places = [join(folder, f"fold-{_digest(subject, split)}") for split in splits]
+    models = _models(subject, insides, places)
+    plans = []
+    for inside, place, checkpoints in zip(insides, places, models, strict=True):
+        plans.append(score_plan(subject.config, inside, checkpoints, join(place, "scores")))
+    score_in_tasks(plans, subject.config.score.num_gpus)
+    return [_cut(subject, inside, plan) for inside, plan in zip(insides, plans, strict=True)]
+
+
+def _without(understanding: Understanding, split: Split) -> Understanding:
+    """The rows outside the split, with moments of their own; the classes stay."""
+    rows = understanding.rows.within(split.others())
+    features, label = rows.features, rows.label
+    if needs_scan(features, label):
+        features, label = scan(rows)
+    return replace(
+        understanding,
+        rows=replace(rows, features=features, label=label),
+        model=replace(understanding.model, features=features, label=label),
+    )
+
+
+def _digest(subject: Subject, split: Split) -> str:
+    """Tells folds of other runs, settings or splits apart."""
+    settings = {k: v for k, v in subject.config.decisive().items() if k != "output"}
+    content = [settings, subject.corpus.fingerprint(), repr(split)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
+
+
+def _models(
+    subject: Subject, insides: Sequence[Understanding], places: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """Checkpoints by fold: the given ones, or proxies trained on the fold's rows alone."""
+    config = subject.config
+    if config.model.checkpoint or not subject.understanding.needs_model:
+        return [config.model.checkpoint for _ in insides]
+    seeds = range(config.model.proxy_seeds)
+    plans = [
+        train_plan(config, inside, seed, join(place, "proxy", f"seed-{seed}.safetensors"))
+        for inside, place in zip(insides, places, strict=True)
+        for seed in seeds
+    ]
+    done: list[TrainResult] = train(plans, lambda _: None)
+    paths = [result.checkpoint for result in done]
+    count = len(seeds)
+    return [tuple(paths[start : start + count]) for start in range(0, len(paths), count)]
+
+
+def _cut(subject: Subject, inside: Understanding, plan: ScorePlan) -> FoldCut:
+    fragments = inside.rows.fragments
+    table = stages.score_table(subject.config, inside, fragments, plan.folder)
+    rule = select(table, subject.config.select, stages.score_info(inside))
+    kept = int(sum(kept_counts(table, rule)))
+    grouped = inside.strategy.needs_labels
+    return FoldCut(inside.rows, plan.folder, names_of(fragments), rule, grouped, kept)
