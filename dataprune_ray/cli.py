@@ -8,6 +8,7 @@ import logging
 import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePosixPath
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -80,6 +81,17 @@ def run(
     if as_json():
         print(json.dumps({"exit_code": code, **result}), flush=True)  # noqa: T201 - its last line
     return code
+
+
+#: Corpus that jobs without --input make for themselves.
+DIGITS = "corpus/digits"
+
+
+def default_output(folder: str, source: str) -> str:
+    """``FOLDER/NAME`` here; a split's folder is named after its corpus."""
+    path = PurePosixPath(source)
+    name = path.parent.name if path.name in ("train", "test", "data") else path.stem
+    return f"{folder}/{name or 'corpus'}"
 
 
 def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:

@@ -24,6 +24,7 @@ from dataprune_ray.io.filesystems import join, list_names, open_input, redact
 from dataprune_ray.report import BadRow, ClassCount, Gallery, ReportData, ScoreHistogram
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import Understanding
+from dataprune_ray.verdict import Tuned
 from dataprune_ray.writing import Written
 
 _LIBRARIES = ("ray", "torch", "torchvision", "pyarrow", "numpy", "pandas", "pillow", "scikit-learn")
@@ -51,6 +52,7 @@ class Outcome:
     reuse: Reuse | None = None
     rows_of_baseline: int = 0
     drift: Drift | None = None
+    tuned: Tuned | None = None
 
     @property
     def scorable(self) -> int:
@@ -97,6 +99,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule.to_json(),
         "baseline": _baseline(outcome),
         "drift": None if outcome.drift is None else outcome.drift.to_json(),
+        "tuned": None if outcome.tuned is None else outcome.tuned.to_json(),
         "reasons": dict(sorted(decided.reasons.items())),
         "bad_rows": dict(decided.errors.most_common()),
         "content_hash": decided.content_hash,
@@ -159,6 +162,8 @@ def versions() -> dict[str, str]:
 
 def requested_keep(outcome: Outcome) -> float | None:
     """The fraction that was asked for; None where the strategy does not take one."""
+    if outcome.tuned is not None:
+        return outcome.tuned.keep
     return outcome.config.select.keep if outcome.understanding.strategy.uses_keep else None
 
 
@@ -230,6 +235,7 @@ def report_data(
         settings=tuple((k, _shown(v)) for k, v in without_secrets(config.flat()).items()),
         outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
         drift=outcome.drift,
+        tuned=outcome.tuned,
         warnings=outcome.warnings,
         command=outcome.command,
         versions=tuple(versions().items()),

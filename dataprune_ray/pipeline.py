@@ -5,25 +5,37 @@ from __future__ import annotations
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
-from dataprune_ray import comparing, concluding, galleries, incremental, manifest, stages, telemetry
+from dataprune_ray import (
+    comparing,
+    concluding,
+    incremental,
+    manifest,
+    stages,
+    telemetry,
+    trying,
+    tuning,
+)
 from dataprune_ray.baseline import open_baseline
 from dataprune_ray.cluster import Cluster, cluster, pool_of
-from dataprune_ray.config import CompareConfig, PruneConfig
+from dataprune_ray.config import AUTO, CompareConfig, PruneConfig
 from dataprune_ray.drifting import drift_since, rows_of_baseline
+from dataprune_ray.engine import FragmentCount
+from dataprune_ray.errors import ConfigError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import write_bytes
 from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
-from dataprune_ray.io.output import MANIFEST, REPORT, Output, remove_leftovers
+from dataprune_ray.io.output import MANIFEST, Output, remove_leftovers
 from dataprune_ray.journal import Journal
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
-from dataprune_ray.report import render
 from dataprune_ray.selecting import select
+from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
     Understanding,
     as_saved,
@@ -31,6 +43,7 @@ from dataprune_ray.understanding import (
     complete,
     understand,
 )
+from dataprune_ray.verdict import Tuned
 
 logger = logging.getLogger("dataprune")
 
@@ -52,6 +65,8 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     with journal.stage("list files"):
         corpus, reuse = stages.planned(config, corpus)
         understanding = understand(config, corpus)
+    if config.select.strategy == AUTO:
+        tuning.check(config, understanding)
     for note in understanding.notes:
         logger.info("%s", note)
     with ExitStack() as held:
@@ -77,6 +92,10 @@ def preview(config: PruneConfig) -> Preview:
         BadDataError: no row of the sample can be scored.
     """
     check_names(config)
+    if config.select.strategy == AUTO:
+        raise ConfigError(
+            "strategy", AUTO, "is chosen by trainings, which --dry-run does not make; name one"
+        )
     corpus = open_corpus(config.corpus)
     understanding = understand(config, corpus)
     for note in understanding.notes:
@@ -91,69 +110,27 @@ def preview(config: PruneConfig) -> Preview:
         return expect(judged, corpus, as_saved(understanding, baseline.plan), pool)
 
 
-def _prune_on(
-    config: PruneConfig,
-    command: str,
-    corpus: Corpus,
-    understanding: Understanding,
-    output: Output,
-    found: Cluster,
-    journal: Journal,
-    reuse: Reuse | None,
-) -> dict[str, Any]:
-    logger.info("running on %s: %g CPUs, %g GPUs", found.where, found.cpus, found.gpus)
-    with journal.stage("scan labels"):
-        understanding = stages.completed(config, corpus, understanding, reuse)
-    with journal.stage("train proxy"):
-        proxies = obtain(config, understanding, output, reuse.baseline if reuse else None)
-    with journal.stage("score"):
-        counts, corpus, scores = stages.score_rows(
-            config, corpus, understanding, proxies, output, found, reuse
-        )
-    rows, bad = sum(c.rows for c in counts), sum(c.bad for c in counts)
-    stages.check_bad_rows(config, output, rows, bad, journal)
-    with journal.stage("select"):
-        table = stages.score_table(config, understanding, corpus.fragments, scores)
-        rule = select(table, config.select, stages.score_info(understanding))
-    logger.info("%s", rule.explanation)
-    with journal.stage("decide"):
-        plan = stages.write_plan(config, corpus, understanding, rule, output, scores)
-        decided, kept = stages.decide_rows(plan, corpus, rows)
-    with journal.stage("write"):
-        written = stages.write_kept(config, plan, corpus, kept, rows)
-    stages.warn_of_losses(understanding, decided, journal)
-    with journal.stage("drift"):
-        drift = drift_since(config, table, understanding, decided, reuse, journal)
-    with journal.stage("report"):
-        outcome = manifest.Outcome(
-            config=config,
-            command=command,
-            corpus=corpus,
-            understanding=understanding,
-            rule=rule,
-            decided=decided,
-            written=tuple(written),
-            proxies=tuple(proxies),
-            reused=sum(c.rows for c in counts if c.reused),
-            seconds=journal.seconds,
-            warnings=tuple(journal.warnings),
-            output=output.root,
-            scores=scores,
-            reuse=reuse,
-            rows_of_baseline=rows_of_baseline(corpus, counts, reuse),
-            drift=drift,
-        )
-        names = [fragment.name for fragment in corpus.fragments]
-        shown = galleries.collect(understanding.rows, output.root, names, rule, plan.metric)
-        bad_rows = galleries.bad_examples(output.root)
-        page = manifest.report_data(
-            outcome, manifest.score_histogram(outcome, table), shown, bad_rows
-        )
-        write_bytes(output.path(REPORT), render(page).encode())
-    remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy"))
-    content = manifest.manifest(outcome)
-    write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
-    return content
+def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:
+    """Score a corpus and search the strategy, or the smallest keep, that serves it best.
+
+    Raises:
+        ConfigError: the settings are wrong.
+        BadDataError: more bad rows than allowed.
+        GateError: none of ``keeps`` passes the gate.
+    """
+    config = config.replace(strategy=AUTO)
+    journal = Journal()
+    check_names(config)
+    corpus, reuse = stages.planned(config, open_corpus(config.corpus))
+    understanding = understand(config, corpus)
+    tuning.check(config, understanding)
+    with locked(config.write.output), cluster(config.run.address) as found:
+        output = stages.claim_output(config, corpus)
+        with tidied(output):
+            scored = _scored(config, corpus, understanding, output, found, journal, reuse)
+            with journal.stage("choose strategy"):
+                tuned = _tuned(config, scored, output)
+            return trying.write(config, scored.scores, tuned, output, journal, command)
 
 
 def compare(config: CompareConfig, command: str = "") -> dict[str, Any]:
@@ -174,3 +151,106 @@ def compare(config: CompareConfig, command: str = "") -> dict[str, Any]:
         runs = comparing.train_all(config, subjects, bouts, root)
         comparison = concluding.conclude(config, subjects, bouts, runs)
         return concluding.write(config, subjects, comparison, root, command)
+
+
+# Parts that recipes share ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A scored corpus: what is known of it now, its models, counts, and where its scores lie."""
+
+    corpus: Corpus
+    understanding: Understanding
+    proxies: tuple[TrainResult, ...]
+    counts: tuple[FragmentCount, ...]
+    scores: str
+
+    @property
+    def rows(self) -> int:
+        """All rows, bad ones too."""
+        return sum(count.rows for count in self.counts)
+
+
+def _scored(
+    config: PruneConfig,
+    corpus: Corpus,
+    understanding: Understanding,
+    output: Output,
+    found: Cluster,
+    journal: Journal,
+    reuse: Reuse | None,
+) -> _Scored:
+    logger.info("running on %s: %g CPUs, %g GPUs", found.where, found.cpus, found.gpus)
+    with journal.stage("scan labels"):
+        understanding = stages.completed(config, corpus, understanding, reuse)
+    with journal.stage("train proxy"):
+        proxies = obtain(config, understanding, output, reuse.baseline if reuse else None)
+    with journal.stage("score"):
+        counts, corpus, scores = stages.score_rows(
+            config, corpus, understanding, proxies, output, found, reuse
+        )
+    stages.check_bad_rows(config, output, counts, journal)
+    return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores)
+
+
+def _tuned(config: PruneConfig, scored: _Scored, output: Output) -> Tuned:
+    return tuning.choose(
+        config, scored.understanding, scored.corpus, scored.scores, output.root, None
+    )
+
+
+def _prune_on(
+    config: PruneConfig,
+    command: str,
+    corpus: Corpus,
+    understanding: Understanding,
+    output: Output,
+    found: Cluster,
+    journal: Journal,
+    reuse: Reuse | None,
+) -> dict[str, Any]:
+    scored = _scored(config, corpus, understanding, output, found, journal, reuse)
+    corpus, understanding, scores = scored.corpus, scored.understanding, scored.scores
+    asked, tuned = config, None
+    if config.select.strategy == AUTO:
+        with journal.stage("choose strategy"):
+            tuned = _tuned(config, scored, output)
+        config, understanding = stages.with_strategy(config, understanding, tuned)
+    with journal.stage("select"):
+        table = stages.score_table(config, understanding, corpus.fragments, scores)
+        rule = select(table, config.select, stages.score_info(understanding))
+    logger.info("%s", rule.explanation)
+    with journal.stage("decide"):
+        plan = stages.write_plan(config, corpus, understanding, rule, output, scores)
+        decided, kept = stages.decide_rows(plan, corpus, scored.rows)
+    with journal.stage("write"):
+        written = stages.write_kept(config, plan, corpus, kept, scored.rows)
+    stages.warn_of_losses(understanding, decided, journal)
+    with journal.stage("drift"):
+        drift = drift_since(config, table, understanding, decided, reuse, journal)
+    with journal.stage("report"):
+        outcome = manifest.Outcome(
+            config=asked,
+            command=command,
+            corpus=corpus,
+            understanding=understanding,
+            rule=rule,
+            decided=decided,
+            written=tuple(written),
+            proxies=scored.proxies,
+            reused=sum(c.rows for c in scored.counts if c.reused),
+            seconds=journal.seconds,
+            warnings=tuple(journal.warnings),
+            output=output.root,
+            scores=scores,
+            reuse=reuse,
+            rows_of_baseline=rows_of_baseline(corpus, list(scored.counts), reuse),
+            drift=drift,
+            tuned=tuned,
+        )
+        stages.write_report(outcome, table, plan.metric)
+    remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy"))
+    content = manifest.manifest(outcome)
+    write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
+    return content

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dataprune_ray import incremental, manifest, telemetry
+from dataprune_ray import galleries, incremental, manifest, telemetry
 from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
 from dataprune_ray.cluster import Cluster, pool_of
 from dataprune_ray.config import PruneConfig, parse_limit
@@ -17,15 +17,16 @@ from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
-from dataprune_ray.io.filesystems import exists, join, resolve
-from dataprune_ray.io.output import Output, claim, finished
+from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
+from dataprune_ray.io.output import REPORT, Output, claim, finished
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.progress import Progress
+from dataprune_ray.report import render
 from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable
-from dataprune_ray.strategies import ScoreInfo
+from dataprune_ray.strategies import ScoreInfo, get_strategy
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
     Understanding,
@@ -35,6 +36,7 @@ from dataprune_ray.understanding import (
     save,
     score_plan,
 )
+from dataprune_ray.verdict import Tuned
 from dataprune_ray.writing import Written, plan_parts, write_parts
 
 logger = logging.getLogger("dataprune")
@@ -128,13 +130,14 @@ def score_rows(
 
 
 def check_bad_rows(
-    config: PruneConfig, output: Output, rows: int, bad: int, journal: Journal
+    config: PruneConfig, output: Output, counts: list[FragmentCount], journal: Journal
 ) -> None:
     """Hold the bad rows against the limit.
 
     Raises:
         BadDataError: there are more.
     """
+    rows, bad = sum(count.rows for count in counts), sum(count.bad for count in counts)
     value, is_share = parse_limit(config.score.max_bad_rows)
     limit = value * rows if is_share else value
     if bad > limit:
@@ -228,3 +231,22 @@ def warn_of_losses(understanding: Understanding, decided: Decided, journal: Jour
         journal.warn(
             f"no row of class {shown} is kept; --strategy class_balanced keeps every class"
         )
+
+
+def with_strategy(
+    config: PruneConfig, understanding: Understanding, tuned: Tuned
+) -> tuple[PruneConfig, Understanding]:
+    """Settings and understanding with the strategy that was chosen by trial."""
+    chosen = {"strategy": tuned.strategy, "beta": tuned.beta, "keep": tuned.keep}
+    strategy = get_strategy(tuned.strategy)
+    return config.replace(**chosen), replace(understanding, strategy=strategy)
+
+
+def write_report(outcome: manifest.Outcome, table: ScoreTable, metric: str) -> None:
+    """``report.html``, and beside it what a later comparison needs to add itself to it."""
+    rows, output = outcome.understanding.rows, outcome.output
+    names = [fragment.name for fragment in outcome.corpus.fragments]
+    shown = galleries.collect(rows, output, names, outcome.rule, metric)
+    histogram = manifest.score_histogram(outcome, table)
+    page = manifest.report_data(outcome, histogram, shown, galleries.bad_examples(output))
+    write_bytes(join(output, REPORT), render(page).encode())

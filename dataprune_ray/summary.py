@@ -139,3 +139,26 @@ def comparison_for_scheduler(found: dict[str, Any]) -> dict[str, Any]:
         "arms": [{name: arm[name] for name in names} for arm in found["arms"]],
         "output": found["output"],
     }
+
+
+#: What the last line of ``--json`` holds of a search.
+TUNED = ("chosen", "strategy", "beta", "keep", "noise_share", "reason", "confirmed", "output")
+
+
+def tuned_text(found: dict[str, Any]) -> str:
+    """The search and the choice that the tune job prints."""
+    width = max(len(step["candidate"]) for step in found["steps"])
+    lines = [f"Judged on {found['validation_rows']:,} rows held out."]
+    if found["noise_share"] is not None:
+        lines.append(f"Estimated share of wrong labels: {100 * found['noise_share']:.1f} %.")
+    lines += ["", f"  round  keep    {'candidate':<{width}}  {'updates':>9}  {'points':>15}"]
+    for step in found["steps"]:
+        lines.append(
+            f"  {step['round']:>5}  {100 * step['keep']:>5.4g}%  {step['candidate']:<{width}}  "
+            f"{step['updates']:>9,}  {step['mean']:>8.2f} ± {step['std']:>4.2f}"
+            f"{'' if step['survived'] else '   dropped'}"
+        )
+    output = found["output"].rstrip("/")
+    lines += ["", found["reason"], f"Chosen: {found['chosen']} at keep {found['keep']:g}."]
+    lines += ["", f"  next         python jobs/prune.py --config {output}/best.yaml"]
+    return "\n".join([*lines, f"  every trial  {output}/tune.json"])

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
-from dataprune_ray.config import PruneConfig
+from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.engine import ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
@@ -25,6 +25,7 @@ from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.strategies import Strategy, get_strategy
 from dataprune_ray.training import TrainPlan
+from dataprune_ray.verdict import RANDOM
 
 _SAMPLE_ROWS = 256
 _PASS_BYTES = 4 << 20
@@ -62,7 +63,8 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     if not config.write.output and not config.run.dry_run:
         raise ConfigError("output", "", "name a directory for the result")
     metrics = tuple(get_metric(name) for name in dict.fromkeys(config.score.metric))
-    strategy = get_strategy(config.select.strategy)
+    chosen = config.select.strategy
+    strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
     for path in config.model.checkpoint:
         if not exists(path):
             raise ConfigError("checkpoint", path, "no such file")

@@ -135,7 +135,10 @@ class TuneStep:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How a strategy was found: ``chosen`` is the candidate, ``reason`` a sentence on why."""
+    """How a strategy was found: ``chosen`` is the candidate, ``reason`` a sentence on why.
+
+    ``passed`` is the gate against the full data, None where it was not asked.
+    """
 
     chosen: str
     strategy: str
@@ -146,6 +149,7 @@ class Tuned:
     steps: tuple[TuneStep, ...]
     validation_rows: int
     confirmed: tuple[tuple[str, Interval], ...] = ()  # candidate, its difference to random
+    passed: bool | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready; infinite bounds become None."""
@@ -220,7 +224,7 @@ def summarise(
         mine = [run for run in runs if (run.arm, run.budget) == (arm, budget)]
         scores = np.array([run.score for run in mine])
         between = {}
-        for field, other in (("to_full", FULL), ("to_random", RANDOM)):
+        for field, other in (("to_full", FULL), ("to_random", _random_of(arm, runs))):
             pairs = differences(runs, arm, other, budget) if arm != other else []
             between[field] = interval(pairs, confidence, overlap) if pairs else None
         rows = sum(run.rows for run in mine)
@@ -242,6 +246,12 @@ def summarise(
             )
         )
     return tuple(found)
+
+
+def _random_of(arm: str, runs: Sequence[TrialRun]) -> str:
+    """The random arm of an arm's own size: ``random:NAME`` beside ``pruned:NAME``."""
+    own = f"{RANDOM}:{arm.partition(':')[2]}"
+    return own if any(run.arm == own for run in runs) else RANDOM
 
 
 def class_means(
