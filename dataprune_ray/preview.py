@@ -215,7 +215,8 @@ def _expected(
     rows = corpus.rows if corpus.rows is not None else _rows_by_bytes(corpus, sample.table)
     files = np.asarray(good[schema.FILE].cast(pa.string()).to_pylist(), object)
     known = {f.path: f.rows for f in corpus.files if f.rows is not None}
-    low, high = _cutoff_interval(rule, block.need_scores(), share)
+    beyond = float(replace(rule, noise=()).apply(block).mean())
+    low, high = _cutoff_interval(rule, block.need_scores(), beyond)
     model = config.model
     classes: tuple[Share, ...] = ()
     if understanding.label.task == "classification" and understanding.label.column is not None:
@@ -260,7 +261,10 @@ def _block(
 def _cutoff_interval(
     rule: KeepRule, scores: npt.NDArray[np.float32], share: float
 ) -> tuple[float | None, float | None]:
-    """95 % interval of a quantile cutoff: order statistics at binomial distance."""
+    """95 % interval of the cutoff that a share of the rows lies beyond, kept or cut as noise.
+
+    It is a quantile's: order statistics at binomial distance.
+    """
     if rule.cutoffs.get("") is None or rule.end is None:
         return None, None
     ordered = np.sort(scores)

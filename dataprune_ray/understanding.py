@@ -23,7 +23,7 @@ from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
-from dataprune_ray.strategies import Strategy, get_strategy
+from dataprune_ray.strategies import Strategy, check_beta, get_strategy
 from dataprune_ray.training import TrainPlan
 from dataprune_ray.verdict import RANDOM
 
@@ -56,7 +56,8 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     """Look up everything that a name in the settings refers to.
 
     Raises:
-        ConfigError: an unknown name, a missing file, or no input or output.
+        ConfigError: an unknown name, a missing file, no input or output, or shares of the rows
+            that cannot be.
     """
     if not config.corpus.input:
         raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
@@ -65,6 +66,8 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     metrics = tuple(get_metric(name) for name in dict.fromkeys(config.score.metric))
     chosen = config.select.strategy
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
+    if strategy.uses_beta:
+        check_beta(config.select)
     for path in config.model.checkpoint:
         if not exists(path):
             raise ConfigError("checkpoint", path, "no such file")

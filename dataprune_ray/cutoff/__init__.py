@@ -23,6 +23,7 @@ from dataprune_ray.cutoff.population import (
     Column,
     MemoryPopulation,
     Population,
+    derived,
     empty_block,
     pooled,
 )
@@ -50,6 +51,7 @@ __all__ = [
     "KeepRule",
     "MemoryPopulation",
     "Population",
+    "derived",
     "empty_block",
     "exact_cut",
     "extremes",

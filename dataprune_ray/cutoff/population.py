@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,12 +104,12 @@ class MemoryPopulation:
         columns: frozenset[Column],
     ) -> S:
         """See :class:`Population`."""
-        results = (kernel(_project(block, columns)) for block in self.blocks)
-        merged = next(results, None)
-        if merged is None:
+        if not self.blocks:
             return kernel(empty_block(columns))
-        for result in results:
-            merged = merge(merged, result)
+        first, *others = self.blocks
+        merged = kernel(_project(first, columns))
+        for block in others:
+            merged = merge(merged, kernel(_project(block, columns)))
         return merged
 
 
@@ -132,6 +132,56 @@ class _Pooled:
 def pooled(population: Population) -> Population:
     """The same rows as one group: for rules that look at the corpus as a whole."""
     return population if population.groups == UNGROUPED else _Pooled(population)
+
+
+@dataclass(frozen=True)
+class _Derived:
+    """A population whose blocks are looked at through a function."""
+
+    source: Population
+    groups: tuple[str, ...]
+    view: Callable[[Block], Block]
+    reads: frozenset[Column]
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        through = _Through(kernel, self.view, columns)
+        return self.source.reduce(through, merge, (columns - {"groups"}) | self.reads)
+
+
+@dataclass(frozen=True)
+class _Through(Generic[S]):
+    """A kernel that sees each block through a view, with the columns it asked for."""
+
+    kernel: Callable[[Block], S]
+    view: Callable[[Block], Block]
+    columns: frozenset[Column]
+
+    def __call__(self, block: Block) -> S:
+        return self.kernel(_project(self.view(block), self.columns))
+
+
+def derived(
+    population: Population,
+    groups: tuple[str, ...],
+    view: Callable[[Block], Block],
+    reads: frozenset[Column],
+) -> Population:
+    """The rows seen through ``view``: some left out, or in other groups.
+
+    Args:
+        population: the rows.
+        groups: group names of the view, by code.
+        view: picklable; of a block with the columns ``reads`` and those that a kernel asks for
+            (never with the source's groups unless in ``reads``), the block that the kernel sees.
+            Columns that it was given it must give back; those it makes it may always give.
+        reads: columns that the view needs.
+    """
+    return _Derived(population, groups, view, reads)
 
 
 def group_column(population: Population) -> frozenset[Column]:

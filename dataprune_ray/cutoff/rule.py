@@ -1,14 +1,15 @@
 """The keep rule: a few numbers that any worker applies to a row alone.
 
 A row is kept if it lies in a band of its group: its score between the band's bounds (inclusive)
-and its seeded hash at most the band's ``hash_max``. Cuts, ties, random baselines and budgets per
-stratum are all bands, so nothing is shuffled or joined to write the kept rows.
+and its seeded hash at most the band's ``hash_max``. Rows that are cut as noise lie in bands of
+their own, which take precedence. Cuts, ties, random baselines and budgets per stratum are all
+bands, so nothing is shuffled or joined to write the kept rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -20,7 +21,8 @@ from dataprune_ray.cutoff.keys import HASH_MAX
 from dataprune_ray.cutoff.population import Block, Column
 from dataprune_ray.cutoff.selection import End
 
-#: Why a row was kept or dropped, by the code that ``KeepRule.reason`` gives.
+#: Why a row was kept or dropped, by the code that ``KeepRule.reason`` gives. Codes are stored:
+#: append at the end only.
 REASONS = (
     "kept: at or above the cutoff",
     "kept: at or below the cutoff",
@@ -34,12 +36,15 @@ REASONS = (
     "dropped: tie at the cutoff, not chosen by hash",
     "dropped: not chosen by hash",
     "dropped: nothing of its group is kept",
+    "dropped: cut as noise",
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 _BELOW = _CODE["dropped: below the cutoff"]
 _ABOVE = _CODE["dropped: above the cutoff"]
 _BETWEEN = _CODE["dropped: between the kept scores"]
 _NOTHING = _CODE["dropped: nothing of its group is kept"]
+_NOT_CHOSEN = _CODE["dropped: not chosen by hash"]
+_NOISE = _CODE["dropped: cut as noise"]
 
 
 def _is_float32(value: float) -> bool:
@@ -50,7 +55,7 @@ def _is_float32(value: float) -> bool:
 
 @dataclass(frozen=True)
 class Band:
-    """Rows of one group that are kept: an inclusive score interval and a bound on the hash.
+    """Rows of one group: an inclusive score interval and a bound on the hash.
 
     Attributes:
         group: group code; None for every group.
@@ -76,12 +81,13 @@ class KeepRule:
     """Bands of all groups, and what a person wants to know about them.
 
     Attributes:
-        bands: in any order; a row is kept if it lies in at least one.
+        bands: in any order; a row is kept if it lies in at least one, and in none of ``noise``.
         groups: group names by code, ``("",)`` where rows are not grouped.
         metric: score column that the bounds refer to; '' where no score is looked at.
         end: end of the score that is kept; None where no score is looked at.
         explanation: one sentence for the report.
         cutoffs: score of the cut by group name; None where a group keeps nothing or all by hash.
+        noise: bands of the rows that are cut as noise.
     """
 
     bands: tuple[Band, ...]
@@ -90,16 +96,18 @@ class KeepRule:
     end: End | None
     explanation: str
     cutoffs: Mapping[str, float | None]
+    noise: tuple[Band, ...] = ()
 
     @cached_property
     def columns(self) -> frozenset[Column]:
         """The columns of a block that ``apply`` and ``reason`` need."""
         needed: set[Column] = set()
-        if any(band.group is not None for band in self.bands) and len(self.groups) > 1:
+        bands = self.bands + self.noise
+        if any(band.group is not None for band in bands) and len(self.groups) > 1:
             needed.add("groups")
-        if any(_bounded(band) for band in self.bands):
+        if any(_bounded(band) for band in bands):
             needed.add("scores")
-        if any(band.hash_max < HASH_MAX for band in self.bands):
+        if any(band.hash_max < HASH_MAX for band in bands):
             needed.add("hashes")
         return frozenset(needed)
 
@@ -110,11 +118,8 @@ class KeepRule:
             ValueError: the block lacks one of ``columns``, or a group code is out of range.
         """
         codes = self._codes(block)
-        kept = np.zeros(block.rows, dtype=np.bool_)
-        for layer in self._layers:
-            by_score, by_hash = layer.admits(block, codes)
-            kept |= by_score & by_hash
-        return kept
+        kept = _covered(self._layers, block, codes)
+        return kept & ~_covered(self._noise_layers, block, codes) if self.noise else kept
 
     def reason(self, block: Block) -> NDArray[np.int8]:
         """Why each row is kept or dropped: int8 (n,), positions in ``REASONS``."""
@@ -125,7 +130,7 @@ class KeepRule:
             reasons = np.where(by_score, _of_group(layer.missed, codes), reasons)
         for layer, by_score, by_hash in admitted:
             reasons = np.where(by_score & by_hash, _of_group(layer.kept, codes), reasons)
-        return reasons
+        return np.where(_covered(self._noise_layers, block, codes), np.int8(_NOISE), reasons)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping for strict JSON that ``from_json`` restores without loss.
@@ -133,29 +138,24 @@ class KeepRule:
         Infinite bounds become strings, hashes 16 hex digits (JSON numbers are not 64-bit safe).
         """
         return {
-            "bands": [
-                [b.group, _number(b.score_low), _number(b.score_high), f"{b.hash_max:016x}"]
-                for b in self.bands
-            ],
+            "bands": [_band_to_json(band) for band in self.bands],
             "groups": list(self.groups),
             "metric": self.metric,
             "end": self.end,
             "explanation": self.explanation,
             "cutoffs": {name: _number(value) for name, value in self.cutoffs.items()},
+            "noise": [_band_to_json(band) for band in self.noise],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The rule that ``to_json`` described.
+        """The rule that ``to_json`` described; of an earlier version, without ``noise``, as well.
 
         Raises:
             ValueError: a bound is not a float32 or a hash not 64 bits.
         """
         return cls(
-            bands=tuple(
-                Band(group, float(low), float(high), int(hash_max, 16))
-                for group, low, high, hash_max in value["bands"]
-            ),
+            bands=tuple(map(_band_from_json, value["bands"])),
             groups=tuple(value["groups"]),
             metric=value["metric"],
             end=value["end"],
@@ -164,6 +164,7 @@ class KeepRule:
                 name: None if cutoff is None else float(cutoff)
                 for name, cutoff in value["cutoffs"].items()
             },
+            noise=tuple(map(_band_from_json, value.get("noise", ()))),
         )
 
     @property
@@ -176,31 +177,33 @@ class KeepRule:
 
     @cached_property
     def _by_group(self) -> list[list[Band]]:
-        """The bands of each group; a band of every group is in each list."""
-        lists: list[list[Band]] = [[] for _ in range(self._width)]
-        for band in self.bands:
-            for bands in lists if band.group is None else [lists[band.group]]:
-                bands.append(band)
-        return lists
+        return _by_group(self.bands, self._width)
 
     @cached_property
     def _layers(self) -> list[_Layer]:
-        """The n-th band of every group, for each n: as many layers as a group has bands."""
-        depth = max(map(len, self._by_group), default=0)
-        filled = [bands + [_EMPTY] * (depth - len(bands)) for bands in self._by_group]
-        return [_Layer.of([bands[n] for bands in filled]) for n in range(depth)]
+        return _layers(self._by_group)
+
+    @cached_property
+    def _noise_layers(self) -> list[_Layer]:
+        return _layers(_by_group(self.noise, self._width))
 
     def _outside(self, block: Block, codes: NDArray[np.int32] | None) -> NDArray[np.int8]:
         """Reasons of rows whose score is in no band of their group."""
         lowest = [min((b.score_low for b in bands), default=-math.inf) for bands in self._by_group]
         highest = [max((b.score_high for b in bands), default=math.inf) for bands in self._by_group]
-        inner = [_BETWEEN if bands else _NOTHING for bands in self._by_group]
+        names = self.groups if self._width > 1 else ("",)
+        by_hash = [self.cutoffs.get(name, math.nan) is None for name in names]
+        inner = [
+            _NOTHING if not bands else _NOT_CHOSEN if chance else _BETWEEN
+            for bands, chance in zip(self._by_group, by_hash, strict=True)
+        ]
         reasons = np.full(block.rows, _of_group(np.array(inner, np.int8), codes), np.int8)
         if "scores" not in self.columns:
             return reasons
         scores = block.need_scores()
-        below = scores < _of_group(np.array(lowest, np.float32), codes)
-        above = scores > _of_group(np.array(highest, np.float32), codes)
+        by_score = ~_of_group(np.array(by_hash), codes)
+        below = by_score & (scores < _of_group(np.array(lowest, np.float32), codes))
+        above = by_score & (scores > _of_group(np.array(highest, np.float32), codes))
         return np.where(below, np.int8(_BELOW), np.where(above, np.int8(_ABOVE), reasons))
 
 
@@ -248,21 +251,47 @@ class _Layer:
         return by_score, by_hash
 
 
+def _by_group(bands: tuple[Band, ...], width: int) -> list[list[Band]]:
+    """The bands of each group; a band of every group is in each list."""
+    lists: list[list[Band]] = [[] for _ in range(width)]
+    for band in bands:
+        for own in lists if band.group is None else [lists[band.group]]:
+            own.append(band)
+    return lists
+
+
+def _layers(by_group: list[list[Band]]) -> list[_Layer]:
+    """The n-th band of every group, for each n: as many layers as a group has bands."""
+    depth = max(map(len, by_group), default=0)
+    filled = [bands + [_EMPTY] * (depth - len(bands)) for bands in by_group]
+    return [_Layer.of([bands[n] for bands in filled]) for n in range(depth)]
+
+
+def _covered(
+    layers: list[_Layer], block: Block, codes: NDArray[np.int32] | None
+) -> NDArray[np.bool_]:
+    """Which rows (n,) lie in a band."""
+    covered = np.zeros(block.rows, np.bool_)
+    for layer in layers:
+        by_score, by_hash = layer.admits(block, codes)
+        covered |= by_score & by_hash
+    return covered
+
+
 def _band_reasons(band: Band) -> tuple[int, int]:
     """Codes for a row that the band keeps, and for one in its interval whose hash is too high."""
-    below = _CODE["dropped: not chosen by hash"]
     if band.hash_max < HASH_MAX:
         if band.score_low == band.score_high:
             tie = _CODE["dropped: tie at the cutoff, not chosen by hash"]
             return _CODE["kept: tie at the cutoff, chosen by hash"], tie
-        return _CODE["kept: chosen by hash"], below
+        return _CODE["kept: chosen by hash"], _NOT_CHOSEN
     kept = {
         (False, False): "kept: every row is",
         (True, False): "kept: at or above the cutoff",
         (False, True): "kept: at or below the cutoff",
         (True, True): "kept: within the kept scores",
     }[band.score_low > -math.inf, band.score_high < math.inf]
-    return _CODE[kept], below
+    return _CODE[kept], _NOT_CHOSEN
 
 
 def _bounded(band: Band) -> bool:
@@ -272,6 +301,16 @@ def _bounded(band: Band) -> bool:
 def _of_group(values: NDArray[Any], codes: NDArray[np.int32] | None) -> Any:
     """The value of each row's group: an array (n,), or a scalar where all rows are one group."""
     return values[0] if codes is None else values[codes]
+
+
+def _band_to_json(band: Band) -> list[Any]:
+    low, high = _number(band.score_low), _number(band.score_high)
+    return [band.group, low, high, f"{band.hash_max:016x}"]
+
+
+def _band_from_json(value: Sequence[Any]) -> Band:
+    group, low, high, hash_max = value
+    return Band(group, float(low), float(high), int(hash_max, 16))
 
 
 def _number(value: float | None) -> float | str | None:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 from dataprune_ray.errors import UnknownNameError
 from dataprune_ray.strategies.balanced import CLASS_BALANCED, RANDOM_BALANCED
-from dataprune_ray.strategies.base import ScoreInfo, Strategy
+from dataprune_ray.strategies.base import ScoreInfo, Strategy, check_beta
 from dataprune_ray.strategies.mean_ratio import MEAN_RATIO
 from dataprune_ray.strategies.ratio import QUANTILE, RATIO
+from dataprune_ray.strategies.stratified import STRATIFIED
 from dataprune_ray.strategies.threshold import MAX_FRACTION, MEAN, THRESHOLD
 from dataprune_ray.strategies.uniform import RANDOM
+from dataprune_ray.strategies.window import WINDOW
 
-__all__ = ["STRATEGIES", "ScoreInfo", "Strategy", "get_strategy"]
+__all__ = ["STRATEGIES", "ScoreInfo", "Strategy", "check_beta", "get_strategy"]
 
 STRATEGIES: dict[str, Strategy] = {
     "ratio": RATIO,
     "quantile": QUANTILE,
     "class_balanced": CLASS_BALANCED,
+    "window": WINDOW,
+    "stratified": STRATIFIED,
     "threshold": THRESHOLD,
     "mean": MEAN,
     "max_fraction": MAX_FRACTION,

@@ -7,21 +7,32 @@ corpora, and not where the class balance itself is what should change.
 from __future__ import annotations
 
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import End, KeepRule, Population, exact_cut, group_counts
+from dataprune_ray.cutoff import Band, Cut, End, KeepRule, Population, exact_cut, group_counts
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.strategies.base import (
     ScoreInfo,
     Strategy,
     bands_of_cut,
+    check_beta,
     decimal_fraction,
     kept_end,
+    noise_rows,
     share_of,
+    superlative,
 )
 
 
 def class_balanced(population: Population, config: SelectConfig, info: ScoreInfo) -> KeepRule:
-    """Keep ``floor(keep * n + 0.5)`` rows of each class by score, ``class_floor`` at least."""
+    """Keep ``floor(keep * n + 0.5)`` rows of each class by score, ``class_floor`` at least.
+
+    First ``floor(beta * n + 0.5)`` rows of the class are cut as noise, from the kept end; fewer
+    where the floor would not be reached.
+
+    Raises:
+        ConfigError: no labels, or ``beta + keep`` exceeds 1.
+    """
+    check_beta(config)
     return _balanced(population, config, info, kept_end(config, info))
 
 
@@ -39,28 +50,41 @@ def _balanced(
     share = decimal_fraction(config.keep)
     sizes = [int(size) for size in group_counts(population)]
     quotas = [max(share_of(share, size), min(size, config.class_floor)) for size in sizes]
-    cuts = exact_cut(population, quotas, end=end or "high", by_score=end is not None)
-    bands = [
-        band for code, cut in enumerate(cuts) for band in bands_of_cut(cut, end or "high", code)
-    ]
+    noise = [0] * len(sizes)
+    if end is not None:
+        noise = [noise_rows(config, *counts) for counts in zip(sizes, quotas, strict=True)]
+    # The kept rows of a class follow its noise.
+    last = [n + quota if quota else 0 for n, quota in zip(noise, quotas, strict=True)]
+    cuts = exact_cut(population, last, end=end or "high", by_score=end is not None)
+    ahead = exact_cut(population, noise, end=end or "high", by_score=True) if any(noise) else []
     return KeepRule(
-        bands=tuple(bands),
+        bands=_bands(cuts, end),
         groups=population.groups,
         metric="" if end is None else info.metric,
         end=end,
-        explanation=_explanation(sizes, quotas, config, info, end),
+        explanation=_explanation(sizes, quotas, noise, config, info, end),
         cutoffs={name: cut.score for name, cut in zip(population.groups, cuts, strict=True)},
+        noise=_bands(ahead, end),
+    )
+
+
+def _bands(cuts: list[Cut], end: End | None) -> tuple[Band, ...]:
+    return tuple(
+        band for code, cut in enumerate(cuts) for band in bands_of_cut(cut, end or "high", code)
     )
 
 
 def _explanation(
-    sizes: list[int], quotas: list[int], config: SelectConfig, info: ScoreInfo, end: End | None
+    sizes: list[int],
+    quotas: list[int],
+    noise: list[int],
+    config: SelectConfig,
+    info: ScoreInfo,
+    end: End | None,
 ) -> str:
-    chosen = {
-        "high": f"with the highest {info.metric}",
-        "low": f"with the lowest {info.metric}",
-        None: "chosen by hash",
-    }[end]
+    chosen = f"with the {superlative(end)} {info.metric}" if end else "chosen by hash"
+    if any(noise):
+        chosen += f" after {config.beta:.6g} of the class, {sum(noise):,} rows, is cut as noise"
     sentence = f"Keep {config.keep:.6g} of each of {len(sizes):,} classes: exactly "
     sentence += f"{sum(quotas):,} of {sum(sizes):,} rows, those {chosen}"
     if config.class_floor:
@@ -70,12 +94,14 @@ def _explanation(
 
 CLASS_BALANCED = Strategy(
     name="class_balanced",
-    summary="exactly the keep fraction of each class, from the kept end; --class-floor at least",
+    summary="exactly the keep fraction of each class, from the kept end, after the --beta share of "
+    "the class; --class-floor at least",
     advice="not where classes differ in redundancy: it cannot spend rows where they matter",
     needs_labels=True,
     uses_score=True,
     uses_keep=True,
     compile=class_balanced,
+    uses_beta=True,
 )
 
 RANDOM_BALANCED = Strategy(

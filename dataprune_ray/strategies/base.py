@@ -46,6 +46,7 @@ class Strategy:
         uses_keep: the ``keep`` setting decides how many rows are kept.
         compile: ``(population, config, info) -> KeepRule``; raises ConfigError where the settings
             and the scores do not fit. A population without rows gives a rule that keeps nothing.
+        uses_beta: the ``beta`` share of the rows at the kept end is cut off as noise.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Strategy:
     uses_score: bool
     uses_keep: bool
     compile: Callable[[Population, SelectConfig, ScoreInfo], KeepRule]
+    uses_beta: bool = False
 
 
 def share_of(share: Fraction, rows: int) -> int:
@@ -65,6 +67,30 @@ def share_of(share: Fraction, rows: int) -> int:
 def decimal_fraction(value: float) -> Fraction:
     """The number a person meant by a float: 0.3 is 3/10, not the nearest binary fraction."""
     return Fraction(repr(float(value)))
+
+
+def check_beta(config: SelectConfig) -> None:
+    """Refuse a noise share that leaves fewer rows than are to be kept.
+
+    Raises:
+        ConfigError: ``beta + keep`` exceeds 1.
+    """
+    beta, keep = decimal_fraction(config.beta), decimal_fraction(config.keep)
+    if beta + keep > 1:
+        raise ConfigError(
+            "beta",
+            config.beta,
+            f"cuts off more than keep={config.keep:.6g} leaves: together they must not exceed 1; "
+            f"pass --beta {float(1 - keep):.6g} or --keep {float(1 - beta):.6g} at most",
+        )
+
+
+def noise_rows(config: SelectConfig, rows: int, quota: int) -> int:
+    """How many of ``rows`` are cut as noise: ``floor(beta * rows + 0.5)``.
+
+    Where rounding, or a floor per class, would leave fewer than ``quota``, all but ``quota``.
+    """
+    return min(share_of(decimal_fraction(config.beta), rows), rows - quota)
 
 
 def kept_end(config: SelectConfig, info: ScoreInfo) -> End:
@@ -165,15 +191,32 @@ def rule_of_cut(
 
 
 def _kept_sentence(cut: Cut, rows: int, info: ScoreInfo, end: End) -> str:
-    superlative = "highest" if end == "high" else "lowest"
-    sentence = f"Keep exactly {cut.quota:,} of {rows:,} rows: those with the {superlative} "
-    sentence += info.metric
+    sentence = f"Keep exactly {cut.quota:,} of {rows:,} rows: those with the {superlative(end)} "
+    return f"{sentence}{info.metric}{clause_of_cut(cut, end)}"
+
+
+def clause_of_cut(cut: Cut, end: End, noise: Cut | None = None) -> str:
+    """Where the cut is and how its ties are kept, in words; '' where nothing is kept.
+
+    Args:
+        cut: where the kept rows end.
+        end: the kept end.
+        noise: where they begin, if rows ahead of them are cut as noise.
+    """
     if cut.score is None:
-        return sentence
-    sentence += f", {compare(end)} {cut.score:.6g}"
-    if cut.tied_kept < cut.tied:
-        sentence += f"; of {cut.tied:,} rows tied there, {cut.tied_kept:,} are chosen by hash"
-    return sentence
+        return ""
+    clause = f", {compare(end)} {cut.score:.6g}"
+    tied_kept = cut.tied_kept
+    if noise is not None and noise.score == cut.score:
+        tied_kept -= noise.tied_kept
+    if tied_kept < cut.tied:
+        clause += f"; of {cut.tied:,} rows tied there, {tied_kept:,} are chosen by hash"
+    return clause
+
+
+def superlative(end: End) -> str:
+    """The scores of the kept end, in words."""
+    return "highest" if end == "high" else "lowest"
 
 
 def compare(end: End) -> str:

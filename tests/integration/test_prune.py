@@ -332,6 +332,7 @@ def test_wrong_settings_name_the_field(digits, tmp_path, monkeypatch):
         ({"model": "nowhere:factory"}, r"model='nowhere:factory': cannot be imported"),
         ({"checkpoint": ["gone.pt"]}, r"checkpoint='gone\.pt': no such file"),
         ({"strategy": "threshold"}, r"threshold=None"),
+        ({"strategy": "window", "beta": 0.3, "keep": 0.8}, r"beta=0\.3: .*keep=0\.8"),
         ({"strategy": "mean_ratio", "metric": ["loss"]}, r"loss"),
         ({"input": str(tmp_path / "nothing")}, r"input=.*no such file or folder"),
         ({"mean": [0.1, 0.2]}, r"mean=\(0\.1, 0\.2\): give 1 value"),
@@ -358,5 +359,8 @@ def test_preview_is_near_the_run_and_writes_nothing(digits, tmp_path):
     true_cut = np.sort(reference_el2n(digits))[-539]
     assert ratio.cutoff_low <= true_cut <= ratio.cutoff_high
     assert "would keep" in ratio.text()
+    changes = {"strategy": "window", "beta": 0.2, "sample_rows": 600, "dry_run": True}
+    window = preview(settings(digits, tmp_path / "out", **changes, keep=0.1))
+    assert (window.cutoff_low, window.cutoff_high) == (ratio.cutoff_low, ratio.cutoff_high)
     trained = preview(settings(digits, tmp_path / "out", checkpoint=[], proxy_epochs=1))
     assert trained.seconds_proxy > 0

@@ -47,6 +47,17 @@ def identities(rows, seed=0):
     return cutoff.seeded_hash(np.arange(rows, dtype=np.uint64), seed)
 
 
+def parity_above_one(block):
+    """Rows with a score above 1, grouped by whether it is odd."""
+    left = block.scores > 1
+    hashes = None if block.hashes is None else block.hashes[left]
+    return Block(block.scores[left], hashes, block.scores[left].astype(np.int32) % 2)
+
+
+def nothing_left(block):
+    return Block(block.scores[:0], None if block.hashes is None else block.hashes[:0])
+
+
 def rank(scores, hashes, end):
     """Row positions from the kept end, ties by ascending hash: the definition, by sorting."""
     score = scores.astype(np.float64)
@@ -307,6 +318,12 @@ class TestStatistics:
         exact = sum(map(Fraction, scores.tolist())) / len(scores)
         assert cutoff.mean_score(source) == float(exact)
 
+    def test_a_block_without_rows_may_come_first(self):
+        empty, filled = np.zeros(0, np.float32), np.array([3, 4], np.float32)
+        for blocks in ([empty, filled], [filled, empty], [empty, filled, empty]):
+            source = MemoryPopulation([Block(scores) for scores in blocks])
+            assert cutoff.extremes(source) == (3, 4)
+
     def test_counts(self):
         groups = np.array([0, 2, 2, 0, 0], np.int32)
         source = population(np.zeros(5, np.float32), identities(5), groups, ("a", "b", "c"))
@@ -327,6 +344,21 @@ class TestStatistics:
         assert cutoff.histogram(source, [0, 1, 2], kept).tolist() == [[0, 4], [3, 0]]
         with pytest.raises(ValueError, match="increasing"):
             cutoff.histogram(source, [0, 0])
+
+    def test_a_view_leaves_rows_out_and_regroups_others(self):
+        scores = np.array([0, 1, 2, 3, 4, 5], np.float32)
+        groups = np.array([0, 1, 0, 1, 0, 1], np.int32)
+        source = population(scores, identities(6), groups, ("a", "b"), sizes=(2, 1))
+        seen = cutoff.derived(source, ("even", "odd", "none"), parity_above_one, {"scores"})
+        assert cutoff.group_counts(seen).tolist() == [2, 2, 0]
+        assert cutoff.group_counts(cutoff.pooled(seen)).tolist() == [4]
+        assert cutoff.extremes(seen) == (2, 5)
+        cuts = cutoff.exact_cut(seen, [1, 2, 0], end="high", by_score=True)
+        assert [cut.score for cut in cuts] == [4, 3, None]
+        hashes = identities(6)
+        (first, *_) = cutoff.exact_cut(seen, [1, 0, 0], end="high", by_score=False)
+        assert (hashes[[2, 4]] <= np.uint64(first.hash_max)).sum() == 1
+        assert cutoff.extremes(cutoff.derived(seen, ("",), nothing_left, {"scores"})) is None
 
     def test_unknown_group_code_is_refused(self):
         groups = np.array([0, -1], np.int32)
@@ -357,6 +389,7 @@ RULES = st.builds(
     end=st.sampled_from(["high", "low", None]),
     explanation=st.text(max_size=5),
     cutoffs=st.dictionaries(st.sampled_from("abc"), st.one_of(st.none(), BOUND)),
+    noise=st.lists(BANDS, max_size=3).map(tuple),
 )
 
 
@@ -366,26 +399,83 @@ class TestKeepRule:
         groups = data.draw(hnp.arrays(np.int32, len(scores), elements=st.integers(0, 2)))
         hashes = data.draw(hnp.arrays(np.uint64, len(scores), elements=st.integers(0, HASH_MAX)))
         block = Block(scores, hashes, groups)
-        expected = [
-            any(
-                band.group in {None, group}
-                and band.score_low <= score <= band.score_high
-                and value <= band.hash_max
-                for band in rule.bands
-            )
-            for score, value, group in zip(
-                scores.tolist(), hashes.tolist(), groups.tolist(), strict=True
-            )
-        ]
+        covered, noise = (
+            [
+                any(
+                    band.group in {None, group}
+                    and band.score_low <= score <= band.score_high
+                    and value <= band.hash_max
+                    for band in bands
+                )
+                for score, value, group in zip(
+                    scores.tolist(), hashes.tolist(), groups.tolist(), strict=True
+                )
+            ]
+            for bands in (rule.bands, rule.noise)
+        )
+        expected = [inside and not cut for inside, cut in zip(covered, noise, strict=True)]
         kept = rule.apply(block)
         assert kept.tolist() == expected
         reasons = [REASONS[code] for code in rule.reason(block)]
         assert [reason.startswith("kept: ") for reason in reasons] == expected
+        assert [reason == "dropped: cut as noise" for reason in reasons] == noise
 
     @given(RULES)
     def test_json_is_strict_and_lossless(self, rule):
         text = json.dumps(rule.to_json(), allow_nan=False)
         assert KeepRule.from_json(json.loads(text)) == rule
+
+    def test_a_rule_of_an_earlier_version_is_read(self):
+        saved = {
+            "bands": [
+                [None, 0.5, "inf", "ffffffffffffffff"],
+                [None, 0.25, 0.25, "00000000000000ff"],
+            ],
+            "groups": [""],
+            "metric": "el2n",
+            "end": "high",
+            "explanation": "Keep some.",
+            "cutoffs": {"": 0.25},
+        }
+        bands = (Band(None, 0.5, math.inf), Band(None, 0.25, 0.25, 255))
+        rule = KeepRule.from_json(saved)
+        assert rule == KeepRule(bands, ("",), "el2n", "high", "Keep some.", {"": 0.25})
+        assert rule.to_json() == {**saved, "noise": []}
+
+    def test_stored_codes_never_change(self):
+        assert REASONS[11:] == ("dropped: nothing of its group is kept", "dropped: cut as noise")
+        assert REASONS[:3] == (
+            "kept: at or above the cutoff",
+            "kept: at or below the cutoff",
+            "kept: within the kept scores",
+        )
+
+    def test_noise_needs_its_columns(self):
+        every = Band(None, -math.inf, math.inf)
+        rule = KeepRule((every,), ("a", "b"), "m", "high", "", {}, (Band(1, 2.0, 2.0, 5),))
+        assert rule.columns == {"groups", "scores", "hashes"}
+        block = Block(
+            np.full(3, 2, np.float32), np.array([5, 6, 5], np.uint64), np.array([1, 1, 0], np.int32)
+        )
+        assert rule.apply(block).tolist() == [False, True, True]
+        assert [REASONS[code] for code in rule.reason(block)] == [
+            "dropped: cut as noise",
+            "kept: every row is",
+            "kept: every row is",
+        ]
+
+    def test_outside_a_choice_by_hash_nothing_is_said_of_a_cutoff(self):
+        scores = np.array([0, 1, 2, 3], np.float32)
+        block = Block(scores, np.array([0, 0, 0, 9], np.uint64), np.zeros(4, np.int32))
+        bins = (Band(0, 1.0, 1.5), Band(0, 2.5, 3.0, 5))
+        for groups in (("",), ("a", "b")):
+            rule = KeepRule(bins, groups, "m", "high", "", {groups[0]: None})
+            assert [REASONS[code] for code in rule.reason(block)] == [
+                "dropped: not chosen by hash",
+                "kept: within the kept scores",
+                "dropped: not chosen by hash",
+                "dropped: not chosen by hash",
+            ]
 
     def test_only_needed_columns_are_read(self):
         by_hash = KeepRule((Band(None, -math.inf, math.inf, 5),), ("a", "b"), "", None, "", {})
@@ -394,7 +484,9 @@ class TestKeepRule:
         nothing = KeepRule((), ("",), "m", "high", "", {})
         assert nothing.columns == frozenset()
         assert nothing.apply(Block(rows=2)).tolist() == [False, False]
-        assert nothing.reason(Block(rows=1)).tolist() == [len(REASONS) - 1]
+        assert nothing.reason(Block(rows=1)).tolist() == [
+            REASONS.index("dropped: nothing of its group is kept")
+        ]
 
     def test_reasons(self):
         scores = np.array([3, 2, 2, 1], np.float32)
