@@ -82,6 +82,10 @@ class Candidate:
             raise ConfigError("candidates", text, "give a beta such as stratified:0.2") from None
         if not 0 <= beta < 1:
             raise ConfigError("candidates", text, "beta lies between 0 and 1")
+        if beta and not strategy.uses_beta:
+            raise ConfigError(
+                "candidates", text, f"{name} cuts nothing off as noise; leave beta out"
+            )
         return cls(name, beta)
 
 
@@ -100,15 +104,13 @@ def candidates(
         named = [Candidate.parse(text) for text in asked]
     else:
         noise = round(noise_share or 0.0, 2)
-        shares = list(_BETAS)
-        if noise >= _CLEAN:
-            shares += [noise, round(noise + 0.1, 2)]
-        shares = sorted(set(shares))
+        noise = noise if noise >= _CLEAN else 0.0
+        shares = sorted({*_BETAS, noise, round(noise + 0.1, 2)})
         named = [Candidate("ratio")]
         named += [Candidate("window", share) for share in shares if share]
         named += [Candidate("stratified", share) for share in shares]
         if grouped:
-            named += [Candidate("class_balanced")]
+            named += [Candidate("class_balanced", share) for share in sorted({0.0, noise})]
     fitting = [one for one in named if one.beta + keep <= 1]
     return tuple(dict.fromkeys([*fitting, RANDOM_CANDIDATE]))
 

@@ -34,13 +34,16 @@ MANIFEST = "manifest.json"
 REPORT = "report.html"
 PLAN = "_plan.json"  # beside score files, and hidden from Parquet readers by its name
 BASELINE = "_baseline.json"
-FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy")
+FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "tune", "comparison")
 _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine)/\d{6,}-[0-9a-f]{12}\.parquet"
     r"|scores/_(fit|plan|baseline)\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
-    r"|run\.json|manifest\.json|report\.html)"
+    r"|(tune|comparison)/trial-[0-9a-f]{16}\.json"
+    r"|comparison/fold-[0-9a-f]{12}/(scores|proxy)/[^/]+"
+    r"|run\.json|manifest\.json|report\.html|report\.json|comparison\.json"
+    r"|tune\.json|best\.yaml)"
 )
 
 
