@@ -265,12 +265,15 @@ def remove_file(path: str) -> None:
 
 
 def remove_empty_folders(root: str, names: list[str]) -> None:
-    """Delete the named sub-folders of a local ``root`` where they are empty."""
+    """Delete the named sub-folders of a local ``root``, and those below, where they are empty."""
     filesystem, inner = resolve(root)
     if isinstance(filesystem, pafs.LocalFileSystem):
         for name in names:
-            with suppress(OSError):
-                (Path(inner) / name).rmdir()
+            top = Path(inner) / name
+            below = [path for path in top.rglob("*") if path.is_dir()]
+            for folder in [*sorted(below, reverse=True), top]:
+                with suppress(OSError):
+                    folder.rmdir()
 
 
 def remove_tree(root: str, name: str) -> None:
