@@ -164,6 +164,11 @@ class RunConfig(Stage):
     status: str | None = Field(
         None, description="an output directory: say what is done of its run and what is left"
     )
+    explain: tuple[str, ...] = Field(
+        (),
+        description="rows of the finished run in --output, as FILE:ROW, FILE:KEY or id: say why "
+        "each was kept or dropped",
+    )
     baseline: str | None = Field(
         None, description="output of an earlier run: score only files that are new or changed"
     )
