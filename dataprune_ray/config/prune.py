@@ -136,7 +136,14 @@ class SelectConfig(Stage):
         0.0,
         ge=0,
         lt=1,
-        description="share of the rows that window and stratified cut off as noise at the kept end",
+        description="share of the rows cut off as noise at the kept end by window, stratified and "
+        "weighted, and of each class by class_balanced",
+    )
+    weight_power: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="power of the scores as weights of --strategy weighted; 0: all alike",
     )
     bins: int = Field(50, ge=1, description="strata of --strategy stratified, of equal width")
     class_floor: int = Field(0, ge=0, description="rows kept at least per class where balanced")

@@ -1,5 +1,6 @@
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,25 @@ def test_proxy_does_not_depend_on_the_layout(digits, tmp_path):
     assert first["content_hash"] == second["content_hash"]
     assert [p["seed"] for p in first["model"]["proxies"]] == [0, 1]
     assert (tmp_path / "a" / "proxy" / "seed-1.safetensors").exists()
+
+
+def test_a_weighted_draw_writes_inverse_probabilities(digits, tmp_path):
+    out = tmp_path / "out"
+    run(digits, out, strategy="weighted", beta=0.1, keep=0.25, weight_power=0.5)
+    decisions = pq.read_table(out / "decisions")
+    kept, weight = decisions["kept"].to_numpy(), decisions["weight"].to_numpy()
+    assert sorted(kept_ids(out)) == np.flatnonzero(kept).tolist()
+    assert kept.sum() == 449
+    assert Counter(decisions["reason"].to_pylist()) == {
+        "kept: drawn by weight": 449,
+        "dropped: not drawn by weight": 1168,
+        "dropped: cut as noise": 180,
+    }
+    assert (weight[~kept] == 1).all()
+    assert weight[kept].min() >= 1
+    assert abs(weight[kept].sum() - 1617) < 400  # the rows drawn from, estimated
+    saved = json.loads((out / "manifest.json").read_text())["rule"]
+    assert saved["draw"]["power"] == 0.5
 
 
 def test_cut_again_without_a_model(digits, tmp_path):
