@@ -149,7 +149,7 @@ def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
         pa.DictionaryArray.from_arrays(
             pa.array(reasons, pa.int8()), pa.array(REASONS, pa.string())
         ),
-        pa.array(np.ones(len(kept), np.float32)),
+        pa.array(plan.rule.weights(block)),
     ]
     return pa.table(columns, schema=layout)
 

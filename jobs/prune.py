@@ -31,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             found = status(config.run.status)
             print(found.text())  # noqa: T201
             return found.to_json()
-        # What asks for a run's status, for help or by a wrong flag does not wait for Ray's imports.
+        if config.run.explain:
+            return _explain(config)
+        # What asks about a run, for help or by a wrong flag does not wait for Ray's imports.
         from dataprune_ray.corpora import make_digits  # noqa: PLC0415
         from dataprune_ray.manifest import check_drift  # noqa: PLC0415
         from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
@@ -50,6 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return summary.for_scheduler(manifest)
 
     return cli.run(body, as_json=lambda: as_json)
+
+
+def _explain(config: PruneConfig) -> Mapping[str, Any]:
+    """Print why rows of a finished run were kept or dropped; the same for a scheduler."""
+    from dataprune_ray.explaining import explain  # noqa: PLC0415 - the other ways need it not
+
+    output = config.write.output or default_output(config.corpus.input or DIGITS)
+    found = explain(output, config.run.explain, scores=config.run.scores)
+    print("\n\n".join(row.text() for row in found))  # noqa: T201
+    return {"output": redact(output), "explanations": [row.to_json() for row in found]}
 
 
 def default_output(source: str) -> str:

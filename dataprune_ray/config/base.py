@@ -20,6 +20,7 @@ OPERATIONAL = frozenset(
         "batch_size",
         "config",
         "dry_run",
+        "explain",
         "json",
         "max_bad_rows",
         "max_failures",

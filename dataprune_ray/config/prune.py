@@ -136,7 +136,14 @@ class SelectConfig(Stage):
         0.0,
         ge=0,
         lt=1,
-        description="share of the rows that window and stratified cut off as noise at the kept end",
+        description="share of the rows cut off as noise at the kept end by window, stratified and "
+        "weighted, and of each class by class_balanced",
+    )
+    weight_power: float = Field(
+        1.0,
+        ge=0,
+        le=100,
+        description="power of the scores as weights of --strategy weighted; 0: all alike",
     )
     bins: int = Field(50, ge=1, description="strata of --strategy stratified, of equal width")
     class_floor: int = Field(0, ge=0, description="rows kept at least per class where balanced")
@@ -163,6 +170,11 @@ class RunConfig(Stage):
     sample_rows: int = Field(2_000, ge=1, description="rows that --dry-run scores")
     status: str | None = Field(
         None, description="an output directory: say what is done of its run and what is left"
+    )
+    explain: tuple[str, ...] = Field(
+        (),
+        description="rows of the finished run in --output, as FILE:ROW, FILE:KEY or id: say why "
+        "each was kept or dropped",
     )
     baseline: str | None = Field(
         None, description="output of an earlier run: score only files that are new or changed"

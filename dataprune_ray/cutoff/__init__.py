@@ -10,6 +10,7 @@ keys       ordered integer keys of scores, seeded hashes
 sums       sums of float32 values without rounding
 population blocks of rows, and the protocol that reduces over them
 selection  the exact cut: which score and which hash bound the kept rows
+draw       weighted sampling: keys made of score and hash
 rule       the keep rule: bands that any worker applies to a row alone
 statistics counts, extremes, mean, histogram
 ========== =====================================================================
@@ -17,6 +18,7 @@ statistics counts, extremes, mean, histogram
 
 from __future__ import annotations
 
+from dataprune_ray.cutoff.draw import WeightedDraw
 from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key, seeded_hash
 from dataprune_ray.cutoff.population import (
     Block,
@@ -51,6 +53,7 @@ __all__ = [
     "KeepRule",
     "MemoryPopulation",
     "Population",
+    "WeightedDraw",
     "derived",
     "empty_block",
     "exact_cut",

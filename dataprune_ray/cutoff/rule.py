@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dataprune_ray.cutoff.draw import WeightedDraw
 from dataprune_ray.cutoff.keys import HASH_MAX
 from dataprune_ray.cutoff.population import Block, Column
 from dataprune_ray.cutoff.selection import End
@@ -37,6 +38,8 @@ REASONS = (
     "dropped: not chosen by hash",
     "dropped: nothing of its group is kept",
     "dropped: cut as noise",
+    "kept: drawn by weight",
+    "dropped: not drawn by weight",
 )
 _CODE = {reason: code for code, reason in enumerate(REASONS)}
 _BELOW = _CODE["dropped: below the cutoff"]
@@ -45,6 +48,8 @@ _BETWEEN = _CODE["dropped: between the kept scores"]
 _NOTHING = _CODE["dropped: nothing of its group is kept"]
 _NOT_CHOSEN = _CODE["dropped: not chosen by hash"]
 _NOISE = _CODE["dropped: cut as noise"]
+_DRAWN = _CODE["kept: drawn by weight"]
+_NOT_DRAWN = _CODE["dropped: not drawn by weight"]
 
 
 def _is_float32(value: float) -> bool:
@@ -88,6 +93,7 @@ class KeepRule:
         explanation: one sentence for the report.
         cutoffs: score of the cut by group name; None where a group keeps nothing or all by hash.
         noise: bands of the rows that are cut as noise.
+        draw: where it is given, ``bands`` (not ``noise``) bound its keys instead of the scores.
     """
 
     bands: tuple[Band, ...]
@@ -97,6 +103,7 @@ class KeepRule:
     explanation: str
     cutoffs: Mapping[str, float | None]
     noise: tuple[Band, ...] = ()
+    draw: WeightedDraw | None = None
 
     @cached_property
     def columns(self) -> frozenset[Column]:
@@ -109,6 +116,8 @@ class KeepRule:
             needed.add("scores")
         if any(band.hash_max < HASH_MAX for band in bands):
             needed.add("hashes")
+        if self.draw is not None:
+            needed |= {"scores", "hashes"}
         return frozenset(needed)
 
     def apply(self, block: Block) -> NDArray[np.bool_]:
@@ -118,19 +127,31 @@ class KeepRule:
             ValueError: the block lacks one of ``columns``, or a group code is out of range.
         """
         codes = self._codes(block)
-        kept = _covered(self._layers, block, codes)
+        view = block if self.draw is None else self.draw(block)
+        kept = _covered(self._layers, view, codes)
         return kept & ~_covered(self._noise_layers, block, codes) if self.noise else kept
 
     def reason(self, block: Block) -> NDArray[np.int8]:
         """Why each row is kept or dropped: int8 (n,), positions in ``REASONS``."""
         codes = self._codes(block)
+        noise = _covered(self._noise_layers, block, codes)
+        if self.draw is not None:
+            drawn = np.where(self.apply(block), np.int8(_DRAWN), np.int8(_NOT_DRAWN))
+            return np.where(noise, np.int8(_NOISE), drawn)
         reasons = self._outside(block, codes)
         admitted = [(layer, *layer.admits(block, codes)) for layer in self._layers]
         for layer, by_score, _ in admitted:
             reasons = np.where(by_score, _of_group(layer.missed, codes), reasons)
         for layer, by_score, by_hash in admitted:
             reasons = np.where(by_score & by_hash, _of_group(layer.kept, codes), reasons)
-        return np.where(_covered(self._noise_layers, block, codes), np.int8(_NOISE), reasons)
+        return np.where(noise, np.int8(_NOISE), reasons)
+
+    def weights(self, block: Block) -> NDArray[np.float32]:
+        """Weights (n,) for training on the kept rows: inverse probabilities of a draw, else 1."""
+        weights = np.ones(block.rows, np.float32)
+        if self.draw is None:
+            return weights
+        return np.where(self.apply(block), self.draw.weights(block), weights)
 
     def to_json(self) -> dict[str, Any]:
         """A mapping for strict JSON that ``from_json`` restores without loss.
@@ -145,15 +166,17 @@ class KeepRule:
             "explanation": self.explanation,
             "cutoffs": {name: _number(value) for name, value in self.cutoffs.items()},
             "noise": [_band_to_json(band) for band in self.noise],
+            "draw": None if self.draw is None else self.draw.to_json(),
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The rule that ``to_json`` described; of an earlier version, without ``noise``, as well.
+        """The rule that ``to_json`` described; of an earlier version, without noise or draw, too.
 
         Raises:
             ValueError: a bound is not a float32 or a hash not 64 bits.
         """
+        draw = value.get("draw")
         return cls(
             bands=tuple(map(_band_from_json, value["bands"])),
             groups=tuple(value["groups"]),
@@ -165,6 +188,7 @@ class KeepRule:
                 for name, cutoff in value["cutoffs"].items()
             },
             noise=tuple(map(_band_from_json, value.get("noise", ()))),
+            draw=None if draw is None else WeightedDraw.from_json(draw),
         )
 
     @property

@@ -1,7 +1,8 @@
 """The report: numbers in, one self-contained HTML page out.
 
-``render`` is pure. It imports no engine, opens no file but its own template, needs no network and
-no JavaScript in the browser. Whoever calls it gathers the numbers and writes the page.
+``render`` and ``render_comparison`` are pure. They import no engine, open no file but their own
+templates, and their pages need no network and no JavaScript. Whoever calls them gathers the numbers
+and writes the page. ``to_json`` and ``from_json`` keep a report's numbers for a later job.
 """
 
 from __future__ import annotations
@@ -14,15 +15,20 @@ from dataprune_ray.report.data import (
     ReportData,
     ScoreHistogram,
 )
-from dataprune_ray.report.page import PAGE_LIMIT, render
+from dataprune_ray.report.page import PAGE_LIMIT, render, render_comparison
+from dataprune_ray.report.store import STORE_LIMIT, from_json, to_json
 
 __all__ = [
     "PAGE_LIMIT",
+    "STORE_LIMIT",
     "BadRow",
     "ClassCount",
     "Gallery",
     "GalleryItem",
     "ReportData",
     "ScoreHistogram",
+    "from_json",
     "render",
+    "render_comparison",
+    "to_json",
 ]

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from dataprune_ray.drift import Drift, reading
-from dataprune_ray.report import charts, formats
-from dataprune_ray.report.charts import NARROW, WIDE, Bins
+from dataprune_ray.report import charts, formats, svg
+from dataprune_ray.report.charts import Bins
 
 _SHARES = 10_000  # heights are rows per this many, so that corpora of any size compare
 _CLASS_BUDGET = 150_000
@@ -76,8 +76,8 @@ def _chart(drift: Drift) -> Markup:
         ("later", tuple(max(b - a, 0) for a, b in pairs)),
     )
     metric = formats.clip(drift.metric, 120)
-    drawings = [
-        charts.histogram(
+    return svg.both(
+        lambda width: charts.histogram(
             Bins(drift.edges, layers),
             name="drift-scores",
             title=f"Distribution of {metric} in the baseline and now, as shares",
@@ -85,6 +85,4 @@ def _chart(drift: Drift) -> Markup:
             axis=metric,
             width=width,
         )
-        for width in (WIDE, NARROW)
-    ]
-    return Markup("").join(drawings)
+    )

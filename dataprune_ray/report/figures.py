@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from dataprune_ray.report import charts, formats
-from dataprune_ray.report.charts import NARROW, WIDE, Bar, Bins, Marker
+from dataprune_ray.report import charts, formats, svg
+from dataprune_ray.report.charts import Bar, Bins, Marker
 from dataprune_ray.report.data import ClassCount, ReportData, ScoreHistogram
 
 MAX_CLASS_BARS = 40
@@ -83,7 +83,7 @@ def scores(histogram: ScoreHistogram) -> Scores:
             f"{formats.score(drawn.edges[-1])}. {formats.count(kept)} kept, "
             f"{formats.count(dropped)} dropped. {_cutoff(histogram)}"
         )
-        chart = _both(
+        chart = svg.both(
             lambda width: charts.histogram(
                 drawn,
                 name="scores",
@@ -239,7 +239,7 @@ def _class_bars(counts: Sequence[ClassCount], name: str, title: str) -> Markup:
     described = "; ".join(
         f"{formats.shorten(bar.name, 40)}: {bar.notes[0]} rows kept" for bar in lines
     )
-    return _both(
+    return svg.both(
         lambda width: charts.bars(lines, name=name, title=title, description=described, width=width)
     )
 
@@ -253,7 +253,7 @@ def _spread(ranked: Sequence[ClassCount]) -> Markup:
     described = "; ".join(
         f"{step * i}% to {step * (i + 1)}%: {formats.count(n)}" for i, n in enumerate(counts) if n
     )
-    return _both(
+    return svg.both(
         lambda width: charts.histogram(
             Bins(edges, (("classes", tuple(counts)),)),
             name="spread",
@@ -280,14 +280,9 @@ def stages(pairs: Sequence[tuple[str, float]]) -> Stages | None:
         for name, seconds in pairs[:MAX_STAGES]
     ]
     described = "; ".join(f"{formats.shorten(bar.name, 40)}: {bar.notes[0]}" for bar in lines)
-    chart = _both(
+    chart = svg.both(
         lambda width: charts.bars(
             lines, name="stages", title="Seconds per stage", description=described, width=width
         )
     )
     return Stages(formats.duration(total), chart, max(0, len(pairs) - MAX_STAGES))
-
-
-def _both(draw: charts.Draw) -> Markup:
-    """A drawing for wide and one for narrow pages; the style shows one of them."""
-    return draw(WIDE) + draw(NARROW)

@@ -174,3 +174,17 @@ def score(value: float) -> str:
 def exact(value: float) -> str:
     """A score in the digits that give back the same float32."""
     return f"{value:.9g}" if math.isfinite(value) else score(value)
+
+
+def signed(value: float) -> str:
+    """A difference in points: ``+0.12``, ``-3.40``; an exact 0 has no sign."""
+    if not math.isfinite(value):
+        return score(value)
+    return "0.00" if value == 0 else f"{value:+.2f}"
+
+
+def spread(mean: float, std: float, number: int) -> str:
+    """A mean with its standard deviation; without it where one run alone says nothing of it."""
+    if not math.isfinite(mean):
+        return NONE
+    return f"{mean:.2f} ± {std:.2f}" if number > 1 else f"{mean:.2f}"

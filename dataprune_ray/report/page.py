@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -16,7 +17,11 @@ from markupsafe import Markup
 
 from dataprune_ray.report import figures, formats, galleries
 from dataprune_ray.report.changes import changes
+from dataprune_ray.report.comparing import compared
+from dataprune_ray.report.cut_quality import judged
 from dataprune_ray.report.data import BadRow, ReportData
+from dataprune_ray.report.searching import searched
+from dataprune_ray.verdict import Comparison
 
 PAGE_LIMIT = 3_000_000  # bytes of UTF-8
 
@@ -47,6 +52,34 @@ def render(data: ReportData) -> str:
         if len(page.encode()) < PAGE_LIMIT or budget <= 0:
             return page
         budget //= 2
+
+
+def render_comparison(
+    comparison: Comparison,
+    title: str,
+    command: str,
+    settings: Sequence[tuple[str, str]] = (),
+    versions: Sequence[tuple[str, str]] = (),
+) -> str:
+    """A page on a comparison alone, for one that is written to a place of its own.
+
+    It keeps what ``render`` keeps: offline, no script, escaped, below ``PAGE_LIMIT`` bytes,
+    and the same page for the same arguments.
+    """
+    given = (comparison, title, command, tuple(settings), tuple(versions))
+    comparison, title, command, settings, versions = formats.cleaned(given)
+    return (
+        _environment()
+        .get_template("comparison_page.html")
+        .render(
+            policy=_policy(),
+            title=formats.clip(title, 300),
+            untitled="Comparison",
+            sentence="",
+            compared=compared(comparison),
+            **_how(tuple(settings), tuple(versions), command),
+        )
+    )
 
 
 @functools.cache
@@ -83,16 +116,24 @@ def _words(command: str) -> Markup:
     )
 
 
+def _policy() -> str:
+    """The content policy: nothing is loaded, and of styles only the page's own applies."""
+    style = _environment().get_template("report.css").render()
+    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
+    return (
+        f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+
+
 def _view(data: ReportData) -> dict[str, Any]:
     """Everything that the template shows, save the galleries."""
     scorable = data.rows_kept + data.rows_dropped
-    style = _environment().get_template("report.css").render()
-    digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode("ascii")
     return {
-        "policy": f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; "
-        "base-uri 'none'; form-action 'none'",
+        "policy": _policy(),
         "data": data,
         "title": formats.clip(data.title, 300),
+        "untitled": "Pruning report",
         "sentence": formats.clip(data.sentence, 3_000),
         "scorable": scorable,
         "achieved": formats.percent(formats.ratio(data.rows_kept, scorable), 2),
@@ -105,15 +146,17 @@ def _view(data: ReportData) -> dict[str, Any]:
         "classes": figures.classes(data.classes),
         "stages": figures.stages(data.stages),
         "drift": changes(data.drift),
+        "compared": compared(data.comparison),
+        "searched": searched(data.tuned),
+        "judged": judged(data.quality),
         **_lists(data),
+        **_how(data.settings, data.versions, data.command),
     }
 
 
 def _lists(data: ReportData) -> dict[str, Any]:
     """The lists that can be long, each as ``(items, number left out)``."""
-    settings = _clipped_pairs(data.settings)
     outputs = _clipped_pairs(data.outputs)
-    versions = _clipped_pairs(data.versions)
     reasons = [(formats.clip(reason, 500), number) for reason, number in data.bad_reasons]
     return {
         "warnings": formats.fit(
@@ -127,10 +170,18 @@ def _lists(data: ReportData) -> dict[str, Any]:
             _BUDGETS["examples"],
             lambda row: formats.weight(row.file, row.key, row.error),
         ),
-        "settings": formats.fit(settings, _BUDGETS["settings"], _pair_weight, 80),
         "outputs": formats.fit(outputs, _BUDGETS["outputs"], _pair_weight),
-        "versions": formats.fit(versions, _BUDGETS["versions"], _pair_weight),
-        "command": formats.clip(data.command, _BUDGETS["command"] // 10),
+    }
+
+
+def _how(
+    settings: tuple[tuple[str, str], ...], versions: tuple[tuple[str, str], ...], command: str
+) -> dict[str, Any]:
+    """What repeats the run: settings, versions and the command."""
+    return {
+        "settings": formats.fit(_clipped_pairs(settings), _BUDGETS["settings"], _pair_weight, 80),
+        "versions": formats.fit(_clipped_pairs(versions), _BUDGETS["versions"], _pair_weight),
+        "command": formats.clip(command, _BUDGETS["command"] // 10),
     }
 
 

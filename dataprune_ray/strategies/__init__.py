@@ -14,6 +14,7 @@ from dataprune_ray.strategies.ratio import QUANTILE, RATIO
 from dataprune_ray.strategies.stratified import STRATIFIED
 from dataprune_ray.strategies.threshold import MAX_FRACTION, MEAN, THRESHOLD
 from dataprune_ray.strategies.uniform import RANDOM
+from dataprune_ray.strategies.weighted import WEIGHTED
 from dataprune_ray.strategies.window import WINDOW
 
 __all__ = ["STRATEGIES", "ScoreInfo", "Strategy", "check_beta", "get_strategy"]
@@ -24,6 +25,7 @@ STRATEGIES: dict[str, Strategy] = {
     "class_balanced": CLASS_BALANCED,
     "window": WINDOW,
     "stratified": STRATIFIED,
+    "weighted": WEIGHTED,
     "threshold": THRESHOLD,
     "mean": MEAN,
     "max_fraction": MAX_FRACTION,

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import HASH_MAX, Band, Cut, End, KeepRule, Population
+from dataprune_ray.cutoff import HASH_MAX, Band, Block, Cut, End, KeepRule, Population, derived
 from dataprune_ray.errors import ConfigError
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -91,6 +91,29 @@ def noise_rows(config: SelectConfig, rows: int, quota: int) -> int:
     Where rounding, or a floor per class, would leave fewer than ``quota``, all but ``quota``.
     """
     return min(share_of(decimal_fraction(config.beta), rows), rows - quota)
+
+
+def without(population: Population, noise: tuple[Band, ...]) -> Population:
+    """The rows of an ungrouped population that lie in none of the bands."""
+    if not noise:
+        return population
+    rule = KeepRule(noise, population.groups, "", None, "", {})
+    return derived(population, population.groups, _Outside(rule), rule.columns)
+
+
+@dataclass(frozen=True)
+class _Outside:
+    """The rows of a block that a rule does not keep."""
+
+    rule: KeepRule
+
+    def __call__(self, block: Block) -> Block:
+        left = ~self.rule.apply(block)
+        return Block(
+            scores=None if block.scores is None else block.scores[left],
+            hashes=None if block.hashes is None else block.hashes[left],
+            rows=int(np.count_nonzero(left)),
+        )
 
 
 def kept_end(config: SelectConfig, info: ScoreInfo) -> End:

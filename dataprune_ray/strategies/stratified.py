@@ -40,6 +40,7 @@ from dataprune_ray.strategies.base import (
     noise_rows,
     share_of,
     superlative,
+    without,
 )
 
 
@@ -61,7 +62,7 @@ def stratified(population: Population, config: SelectConfig, info: ScoreInfo) ->
     skipped = noise_rows(config, rows, quota)
     (cut,) = exact_cut(whole, [skipped], end=end, by_score=True)
     noise = tuple(bands_of_cut(cut, end, None))
-    rest = _without(whole, noise, info, end)
+    rest = without(whole, noise)
     bands, filled = _cut_bins(rest, config.bins, quota, end)
     return KeepRule(
         bands=bands,
@@ -115,15 +116,6 @@ def bin_budgets(sizes: Sequence[int], quota: int) -> list[int]:
     return budgets
 
 
-def _without(
-    population: Population, noise: tuple[Band, ...], info: ScoreInfo, end: End
-) -> Population:
-    if not noise:
-        return population
-    rule = KeepRule(noise, ("",), info.metric, end, "", {})
-    return derived(population, ("",), _Outside(rule), rule.columns)
-
-
 def _cut_bins(
     population: Population, bins: int, quota: int, end: End
 ) -> tuple[tuple[Band, ...], int]:
@@ -144,21 +136,6 @@ def _cut_bins(
         if cut.quota
     )
     return tuple(bands), sum(size > 0 for size in sizes)
-
-
-@dataclass(frozen=True)
-class _Outside:
-    """The rows of a block that a rule does not keep."""
-
-    rule: KeepRule
-
-    def __call__(self, block: Block) -> Block:
-        left = ~self.rule.apply(block)
-        return Block(
-            scores=None if block.scores is None else block.scores[left],
-            hashes=None if block.hashes is None else block.hashes[left],
-            rows=int(np.count_nonzero(left)),
-        )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from corpora import (
 
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.explaining import explain
 from dataprune_ray.pipeline import preview, prune
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -61,6 +63,16 @@ def run(digits, output, **changes):
 
 def kept_ids(output):
     return ds.dataset(f"{output}/data", format="parquet").to_table()["id"].to_pylist()
+
+
+def place_of(digits, row):
+    """FILE:ROW of a row of the whole corpus."""
+    for path in sorted(Path(digits["input"]).glob("*.parquet")):
+        rows = pq.read_metadata(path).num_rows
+        if row < rows:
+            return f"{path.name}:{row}"
+        row -= rows
+    raise ValueError(row)
 
 
 def reference_el2n(digits):
@@ -111,6 +123,15 @@ def test_same_kept_set_whatever_the_layout(digits, tmp_path):
     assert sorted(found) == sorted(kept_ids(tmp_path / "a"))
     originals = digits["table"]["img"].to_pylist()
     assert all(content == originals[i]["bytes"] for i, content in found.items())
+    asked = ["0", "17", "1796"]
+    pairs = zip(*(explain(str(tmp_path / n), asked) for n in ("b", "d")), strict=True)
+    for ours, theirs in pairs:
+        assert (ours.decision, ours.flip, ours.scores) == (
+            theirs.decision, theirs.flip, theirs.scores,
+        )  # fmt: skip
+        near, near_too = ours.nearest.rows, theirs.nearest.rows
+        assert [n.key for n in near] == [n.key for n in near_too]
+        assert [n.distance for n in near] == pytest.approx([n.distance for n in near_too], abs=1e-6)
 
 
 def test_proxy_does_not_depend_on_the_layout(digits, tmp_path):
@@ -121,6 +142,25 @@ def test_proxy_does_not_depend_on_the_layout(digits, tmp_path):
     assert first["content_hash"] == second["content_hash"]
     assert [p["seed"] for p in first["model"]["proxies"]] == [0, 1]
     assert (tmp_path / "a" / "proxy" / "seed-1.safetensors").exists()
+
+
+def test_a_weighted_draw_writes_inverse_probabilities(digits, tmp_path):
+    out = tmp_path / "out"
+    run(digits, out, strategy="weighted", beta=0.1, keep=0.25, weight_power=0.5)
+    decisions = pq.read_table(out / "decisions")
+    kept, weight = decisions["kept"].to_numpy(), decisions["weight"].to_numpy()
+    assert sorted(kept_ids(out)) == np.flatnonzero(kept).tolist()
+    assert kept.sum() == 449
+    assert Counter(decisions["reason"].to_pylist()) == {
+        "kept: drawn by weight": 449,
+        "dropped: not drawn by weight": 1168,
+        "dropped: cut as noise": 180,
+    }
+    assert (weight[~kept] == 1).all()
+    assert weight[kept].min() >= 1
+    assert abs(weight[kept].sum() - 1617) < 400  # the rows drawn from, estimated
+    saved = json.loads((out / "manifest.json").read_text())["rule"]
+    assert saved["draw"]["power"] == 0.5
 
 
 def test_cut_again_without_a_model(digits, tmp_path):
@@ -139,6 +179,16 @@ def test_cut_again_without_a_model(digits, tmp_path):
     assert [c["kept"] for c in again["classes"]] == [int(0.2 * n + 0.5) for n in sizes]
     direct = run(digits, tmp_path / "c", metric=["margin"], strategy="class_balanced", keep=0.2)
     assert direct["content_hash"] == again["content_hash"]
+    kept = set(kept_ids(tmp_path / "b"))
+    rows = range(0, 1797, 100)
+    found = explain(str(tmp_path / "b"), [place_of(digits, row) for row in rows])
+    assert [e.decision.kept for e in found] == [row in kept for row in rows]
+    assert {e.decision.kept for e in found} == {True, False}
+    for one in found:
+        assert [s.metric for s in one.scores] == ["margin", "el2n"]
+        assert (one.flip.keep < 0.2) == one.decision.kept
+        assert len(one.nearest.rows) == 5
+        assert one.nearest.searched == again["rows"]["kept"]
     in_place = {"scores": f"{tmp_path}/a/./scores/", "checkpoint": [], "overwrite": True}
     replaced = run(digits, tmp_path / "a", **in_place, metric=["margin"], keep=0.1)
     assert replaced["rows"]["kept"] == 180
@@ -317,6 +367,11 @@ def test_text_corpus(tmp_path):
     manifest = prune(PruneConfig.from_flat({**config, "proxy_seeds": 1, "proxy_epochs": 3}))
     assert manifest["rows"]["kept"] == 100
     assert manifest["recognised"][0].startswith("text features (recognised) from sentence")
+    (found,) = explain(f"{tmp_path}/out", ["000.parquet:7"])
+    assert found.nearest.model.endswith("proxy/seed-0.safetensors")
+    distances = [n.distance for n in found.nearest.rows]
+    assert (len(distances), found.nearest.searched) == (5, 100)
+    assert distances == sorted(distances)
 
 
 def test_wrong_settings_name_the_field(digits, tmp_path, monkeypatch):

@@ -440,10 +440,15 @@ class TestKeepRule:
         bands = (Band(None, 0.5, math.inf), Band(None, 0.25, 0.25, 255))
         rule = KeepRule.from_json(saved)
         assert rule == KeepRule(bands, ("",), "el2n", "high", "Keep some.", {"": 0.25})
-        assert rule.to_json() == {**saved, "noise": []}
+        assert rule.to_json() == {**saved, "noise": [], "draw": None}
 
     def test_stored_codes_never_change(self):
-        assert REASONS[11:] == ("dropped: nothing of its group is kept", "dropped: cut as noise")
+        assert REASONS[11:] == (
+            "dropped: nothing of its group is kept",
+            "dropped: cut as noise",
+            "kept: drawn by weight",
+            "dropped: not drawn by weight",
+        )
         assert REASONS[:3] == (
             "kept: at or above the cutoff",
             "kept: at or below the cutoff",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import io
 import itertools
 import math
@@ -16,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from report_samples import EMPTY, HOSTILE, Page, histogram, hostile, image, item, report
 
 from dataprune_ray.drift import ClassDrift, Drift
 from dataprune_ray.report import (
@@ -23,140 +23,14 @@ from dataprune_ray.report import (
     BadRow,
     ClassCount,
     Gallery,
-    GalleryItem,
     ReportData,
-    ScoreHistogram,
     charts,
     formats,
     galleries,
     render,
     thumbnails,
 )
-
-HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"
-VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}
-
-
-class Page(html.parser.HTMLParser):
-    """Tags balanced or an error; elements, ids and visible text collected."""
-
-    def __init__(self, source):
-        super().__init__(convert_charrefs=True)
-        self.stack, self.tags, self.ids, self.attributes, self.words = [], [], [], [], []
-        self.feed(source)
-        self.close()
-        assert self.stack == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.stack.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.stack.pop()
-
-    def handle_endtag(self, tag):
-        assert tag not in VOID
-        assert self.stack.pop() == tag, f"</{tag}> closes nothing"
-        if tag in {"td", "th", "text", "title", "desc"}:
-            self.words.append(" ")
-
-    def handle_data(self, data):
-        if "style" not in self.stack:
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.words).split())
-
-
-def histogram(kept=(0, 4, 9, 3), dropped=(8, 6, 0, 0), **changes):
-    edges = tuple(np.linspace(0.0, 1.0, len(kept) + 1).tolist())
-    values = {"metric": "el2n", "edges": edges, "kept": kept, "dropped": dropped}
-    return ScoreHistogram(**{**values, "cutoff": 0.375, "kept_end": "high", **changes})
-
-
-def report(**changes):
-    values = {
-        "title": "A corpus",
-        "rows_in": 31,
-        "rows_kept": 16,
-        "rows_dropped": 14,
-        "rows_quarantined": 1,
-        "requested_keep": 0.5,
-        "bytes_in": 2_000_000,
-        "bytes_out": 1_100_000,
-        "sentence": "Scored and pruned.",
-        "histogram": histogram(),
-    }
-    return ReportData(**{**values, **changes})
-
-
-def image(size, mode="RGB", kind="PNG", seed=0):
-    pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(file, kind)
-    return file.getvalue()
-
-
-def item(**changes):
-    values = {"file": "a/b.parquet", "row": 3, "key": None, "label": "7", "score": 0.25}
-    return GalleryItem(**{**values, "kept": True, **changes})
-
-
-def hostile(text):
-    """A report whose every string is ``text``."""
-    return ReportData(
-        title=text,
-        rows_in=5,
-        rows_kept=2,
-        rows_dropped=2,
-        rows_quarantined=1,
-        requested_keep=None,
-        bytes_in=1,
-        bytes_out=1,
-        sentence=text,
-        histogram=histogram(metric=text, kept_end=text, overridden=True),
-        classes=tuple(ClassCount(text, 1, 1, 1) for _ in range(50)),
-        galleries=(
-            Gallery(
-                text,
-                text,
-                (
-                    item(file=text, key=text, label=text, text=text),
-                    item(file=text, label=text, image=image(8)),
-                    item(file=text, fields=((text, text),)),
-                ),
-            ),
-        ),
-        bad_reasons=((text, 3),),
-        bad_examples=(BadRow(text, 1, text, text), BadRow(text, None, None, text)),
-        stages=((text, 1.0),),
-        settings=((text, text),),
-        outputs=((text, text),),
-        warnings=(text,),
-        command=text,
-        versions=((text, text),),
-    )
-
-
-EMPTY = ReportData(
-    title="",
-    rows_in=0,
-    rows_kept=0,
-    rows_dropped=0,
-    rows_quarantined=0,
-    requested_keep=None,
-    bytes_in=0,
-    bytes_out=0,
-    sentence="",
-    histogram=ScoreHistogram("", (), (), (), None, "random"),
-)
-
+from dataprune_ray.report.svg import NARROW, WIDE, nice_ticks, tick_labels
 
 # -- the page --------------------------------------------------------------------------------------
 
@@ -436,28 +310,28 @@ FLOATS = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 @given(st.tuples(FLOATS, FLOATS).map(sorted), st.integers(1, 12))
 def test_ticks_are_few_ascending_and_cover_the_range(ends, target):
-    ticks = charts.nice_ticks(*ends, target)
+    ticks = nice_ticks(*ends, target)
     assert ticks[0] <= ends[0] <= ends[1] <= ticks[-1]
     assert all(a < b for a, b in itertools.pairwise(ticks))
     assert 2 <= len(ticks) <= 1.5 * target + 3
     assert all(map(math.isfinite, ticks))
-    assert len(charts.tick_labels(ticks)) == len(ticks)
+    assert len(tick_labels(ticks)) == len(ticks)
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(1, 12))
 def test_ticks_are_round_evenly_spaced_and_labelled_apart(low, span, target):
-    ticks = charts.nice_ticks(low, low + span, target)
+    ticks = nice_ticks(low, low + span, target)
     steps = [b - a for a, b in itertools.pairwise(ticks)]
     assert max(steps) == pytest.approx(min(steps), rel=1e-3)
     lead = f"{np.mean(steps):.1e}"[:3]
     assert lead in {"1.0", "2.0", "5.0"}
-    labels = charts.tick_labels(ticks)
+    labels = tick_labels(ticks)
     assert len(set(labels)) == len(labels)
 
 
 def test_tick_labels_have_the_decimals_of_the_step():
-    assert charts.tick_labels(charts.nice_ticks(0, 1)) == ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")
-    assert charts.tick_labels((0.0, 2000.0, 4000.0)) == ("0", "2,000", "4,000")
+    assert tick_labels(nice_ticks(0, 1)) == ("0.0", "0.2", "0.4", "0.6", "0.8", "1.0")
+    assert tick_labels((0.0, 2000.0, 4000.0)) == ("0", "2,000", "4,000")
 
 
 def rectangles(svg, style, size):
@@ -500,7 +374,7 @@ def test_dropped_stands_on_kept():
     assert height / kept_height == pytest.approx(5 / 3, rel=1e-2)
 
 
-@pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
 @pytest.mark.parametrize("cutoff", [-5.0, 0.0, 0.5, 1.0, 9.0])
 def test_cutoff_line_and_labels_stay_inside(cutoff, width):
     svg = charts.histogram(
@@ -526,7 +400,7 @@ def test_merged_bins_keep_the_counts(counts, limit):
     assert (bins.edges[0], bins.edges[-1]) == (edges[0], edges[-1])
 
 
-@pytest.mark.parametrize("width", [charts.WIDE, charts.NARROW])
+@pytest.mark.parametrize("width", [WIDE, NARROW])
 def test_bar_lengths_are_proportional(width):
     rows = [charts.Bar(n, (("kept", float(v)),), (str(v),)) for n, v in (("a", 10), ("b", 40))]
     svg = charts.bars(rows, name="b", title="t", description="d", width=width)

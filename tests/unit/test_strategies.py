@@ -36,10 +36,10 @@ CORPORA = {
 EXACT = [n for n, s in STRATEGIES.items() if s.uses_keep and not s.needs_labels and n != "quantile"]
 BALANCED = [n for n, s in STRATEGIES.items() if s.needs_labels]
 #: Strategies whose cutoff does not depend on where zero is.
-SYMMETRIC = [n for n in STRATEGIES if n not in {"mean_ratio", "max_fraction"}]
+SYMMETRIC = [n for n in STRATEGIES if n not in {"mean_ratio", "max_fraction", "weighted"}]
 SCORED = [n for n, s in STRATEGIES.items() if s.uses_score]
 #: Strategies that keep the rows beyond a cutoff, all or per class.
-RANKED = [n for n in SCORED if n != "stratified"]
+RANKED = [n for n in SCORED if n not in {"stratified", "weighted"}]
 
 corpora = pytest.mark.parametrize("corpus", CORPORA)
 keeps = pytest.mark.parametrize("keep", KEEPS)

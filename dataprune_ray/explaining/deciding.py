@@ -1,0 +1,98 @@
+"""What was decided about a row, and how near the decision was."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dataprune_ray import schema
+from dataprune_ray.cutoff import HASH_MAX, Band
+from dataprune_ray.errors import BadDataError
+from dataprune_ray.explaining.locating import Located, row_at
+from dataprune_ray.explaining.ranks import Counts
+from dataprune_ray.explaining.records import Decision
+from dataprune_ray.explaining.runs import FinishedRun
+from dataprune_ray.io.filesystems import redact
+
+
+def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
+    """The decision about a row without error.
+
+    Raises:
+        BadDataError: the decisions do not belong to the score table.
+    """
+    path = run.decision_file(row.fragment)
+    stored = row_at(path, row.decided)
+    if (stored[schema.FILE], stored[schema.ROW]) != (row.file, row.row):
+        raise BadDataError(
+            f"{redact(path)}: row {row.decided} is {stored[schema.FILE]}:{stored[schema.ROW]}, the "
+            f"score table has {row.file}:{row.row} there; run the job again with --overwrite"
+        )
+    score = float(row.one().need_scores()[0])
+    place = int(row.one().need_hashes()[0])
+    bands, noise = _of_row(run.rule.bands, run, row), _of_row(run.rule.noise, run, row)
+    hash_max = None
+    if any(_holds(band, score) and place <= band.hash_max for band in noise):
+        cutoff = _nearest(score, [bound for band in noise for bound in _bounds(band)])
+    else:
+        holding = [b for b in bands if _holds(b, score) and b.hash_max < HASH_MAX]
+        hash_max = max((band.hash_max for band in holding), default=None)
+        by_hash = any(band.score_low < band.score_high for band in holding)
+        cutoff = None if by_hash else _nearest(score, _kept_bounds(run, row, bands))
+    rank, rows, ranked = _rank(run, row, counts)
+    return Decision(
+        kept=bool(stored[schema.KEPT]),
+        reason=stored[schema.REASON],
+        weight=float(stored[schema.WEIGHT]),
+        strategy=run.strategy.name,
+        rule=run.rule.explanation,
+        metric=run.rule.metric,
+        cutoff=cutoff,
+        distance=None if cutoff is None else score - cutoff,
+        rank=rank,
+        rows=rows,
+        ranked=ranked,
+        hash_share=place / HASH_MAX,
+        hash_limit=None if hash_max is None else hash_max / HASH_MAX,
+    )
+
+
+def _of_row(bands: Sequence[Band], run: FinishedRun, row: Located) -> list[Band]:
+    """The bands of the row's group."""
+    codes = row.one().groups
+    code = None if codes is None else int(codes[0])
+    alone = len(run.rule.groups) == 1
+    return [band for band in bands if alone or band.group in (None, code)]
+
+
+def _holds(band: Band, score: float) -> bool:
+    return band.score_low <= score <= band.score_high
+
+
+def _bounds(band: Band) -> list[float]:
+    """The finite bounds of a band."""
+    return [bound for bound in (band.score_low, band.score_high) if math.isfinite(bound)]
+
+
+def _kept_bounds(run: FinishedRun, row: Located, bands: list[Band]) -> list[float]:
+    """The row's cutoff, and the bounds of bands that are closed at both ends."""
+    cutoff = run.rule.cutoffs.get((row.label or "") if run.strategy.needs_labels else "")
+    closed = [_bounds(band) for band in bands if band.score_low < band.score_high]
+    bounds = [bound for pair in closed if len(pair) > 1 for bound in pair]
+    return bounds if cutoff is None else [cutoff, *bounds]
+
+
+def _nearest(score: float, bounds: list[float]) -> float | None:
+    return min(bounds, key=lambda bound: abs(score - bound), default=None)
+
+
+def _rank(run: FinishedRun, row: Located, counts: Counts) -> tuple[int, int, str]:
+    """Rank, rows that are ranked, and in words which and by what."""
+    in_class = run.strategy.needs_labels
+    where = f" within class {row.label}" if in_class else ""
+    rows, end = counts.rows(in_class=in_class), run.rule.end
+    if end is None:
+        return counts.hash_rank(in_class=in_class), rows, f"by ascending hash{where}"
+    first = "highest" if end == "high" else "lowest"
+    by = f"by {run.rule.metric}, {first} first, ties by hash{where}"
+    return counts.score_rank(end, in_class=in_class), rows, by
