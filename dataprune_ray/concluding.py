@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from dataprune_ray.comparing import FOLDER, Round
 from dataprune_ray.config import CompareConfig
 from dataprune_ray.errors import ConfigError, GateError
-from dataprune_ray.io.filesystems import exists, join, redact, remove_file, remove_tree, write_bytes
-from dataprune_ray.io.output import RUN_FILE, entries_of
+from dataprune_ray.io.filesystems import (
+    exists,
+    join,
+    read_bytes,
+    redact,
+    remove_file,
+    remove_tree,
+    write_bytes,
+)
+from dataprune_ray.io.output import REPORT, REPORT_DATA, RUN_FILE, entries_of
 from dataprune_ray.manifest import versions, without_secrets
+from dataprune_ray.report import from_json, render, render_comparison
 from dataprune_ray.subjects import Subject
 from dataprune_ray.verdict import (
     FULL,
@@ -136,7 +146,7 @@ def write(
     root: str,
     command: str,
 ) -> dict[str, Any]:
-    """Commit ``comparison.json``, then the report with the comparison in it."""
+    """Commit the report with the comparison in it, then ``comparison.json``."""
     content = {
         "format_version": 1,
         **comparison.to_json(),
@@ -147,10 +157,28 @@ def write(
         "command": command,
         "output": redact(root),
     }
+    write_bytes(join(root, REPORT), _page(subjects, comparison, root, content).encode())
     write_bytes(
         join(root, RESULT), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
     )
     return content
+
+
+def _page(
+    subjects: Sequence[Subject], comparison: Comparison, root: str, content: dict[str, Any]
+) -> str:
+    """The pruned output's own report with the comparison added, or a page of the comparison."""
+    stored = join(root, REPORT_DATA)
+    if exists(stored):
+        return render(replace(from_json(read_bytes(stored)), comparison=comparison))
+    shown = tuple((name, str(value)) for name, value in content["settings"].items())
+    return render_comparison(
+        comparison,
+        title=f"Full against pruned: {redact(subjects[0].corpus.root)}",
+        command=content["command"],
+        settings=shown,
+        versions=tuple(content["versions"].items()),
+    )
 
 
 def check_gate(content: dict[str, Any]) -> None:

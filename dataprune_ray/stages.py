@@ -18,12 +18,12 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
-from dataprune_ray.io.output import REPORT, Output, claim, finished
+from dataprune_ray.io.output import REPORT, REPORT_DATA, Output, claim, finished
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.progress import Progress
-from dataprune_ray.report import render
+from dataprune_ray.report import render, to_json
 from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.strategies import ScoreInfo, get_strategy
@@ -249,4 +249,5 @@ def write_report(outcome: manifest.Outcome, table: ScoreTable, metric: str) -> N
     shown = galleries.collect(rows, output, names, outcome.rule, metric)
     histogram = manifest.score_histogram(outcome, table)
     page = manifest.report_data(outcome, histogram, shown, galleries.bad_examples(output))
+    write_bytes(join(output, REPORT_DATA), to_json(page))
     write_bytes(join(output, REPORT), render(page).encode())

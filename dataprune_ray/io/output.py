@@ -32,6 +32,7 @@ from dataprune_ray.io.lock import LOCK
 RUN_FILE = "run.json"
 MANIFEST = "manifest.json"
 REPORT = "report.html"
+REPORT_DATA = "report.json"  # what the report shows, for a comparison to be added
 PLAN = "_plan.json"  # beside score files, and hidden from Parquet readers by its name
 BASELINE = "_baseline.json"
 FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "tune", "comparison")
