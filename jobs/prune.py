@@ -8,15 +8,12 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import PurePosixPath
 from typing import Any
 
 from dataprune_ray import cli, summary
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.io.filesystems import redact
 from dataprune_ray.status import status
-
-DIGITS = "corpus/digits"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,9 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
 
         if not config.corpus.input:
-            config = config.replace(input=str(make_digits(DIGITS)))
+            config = config.replace(input=str(make_digits(cli.DIGITS)))
         if not config.write.output and not config.run.dry_run:
-            config = config.replace(output=default_output(config.corpus.input))
+            config = config.replace(output=cli.default_output("pruned", config.corpus.input))
         if config.run.dry_run:
             expected = preview(config)
             print(expected.text())  # noqa: T201
@@ -62,13 +59,6 @@ def _explain(config: PruneConfig) -> Mapping[str, Any]:
     found = explain(output, config.run.explain, scores=config.run.scores)
     print("\n\n".join(row.text() for row in found))  # noqa: T201
     return {"output": redact(output), "explanations": [row.to_json() for row in found]}
-
-
-def default_output(source: str) -> str:
-    """``pruned/NAME`` in this folder; a split's folder is named after its corpus."""
-    path = PurePosixPath(source)
-    name = path.parent.name if path.name in ("train", "test", "data") else path.stem
-    return f"pruned/{name or 'corpus'}"
 
 
 if __name__ == "__main__":
