@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from dataprune_ray import schema
 from dataprune_ray.explaining.deciding import decision_of
 from dataprune_ray.explaining.flips import Recompiler, flip_of
 from dataprune_ray.explaining.locating import Located, locate, row_at
@@ -47,7 +48,8 @@ __all__ = [
     "explain",
 ]
 
-_IDENTITY = ("file", "row", "key", "row_hash", "label")
+#: Columns of a quality table that are not its own.
+_SHARED = schema.RESERVED | {schema.SCORE}
 
 
 def explain(
@@ -109,4 +111,4 @@ def _quality(run: FinishedRun, row: Located) -> dict[str, object]:
     if not exists(path):
         return {}
     values = row_at(path, row.position)
-    return {name: value for name, value in values.items() if name not in _IDENTITY}
+    return {name: value for name, value in values.items() if name not in _SHARED}

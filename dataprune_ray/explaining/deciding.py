@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from dataprune_ray import schema
-from dataprune_ray.cutoff import HASH_MAX, Band
+from dataprune_ray.cutoff import HASH_MAX, Band, Block, pooled
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.explaining.locating import Located, row_at
 from dataprune_ray.explaining.ranks import Counts
 from dataprune_ray.explaining.records import Decision
 from dataprune_ray.explaining.runs import FinishedRun
 from dataprune_ray.io.filesystems import redact
+from dataprune_ray.strategies.base import without
 
 
 def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
@@ -32,14 +36,17 @@ def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
     place = int(row.one().need_hashes()[0])
     bands, noise = _of_row(run.rule.bands, run, row), _of_row(run.rule.noise, run, row)
     hash_max = None
-    if any(_holds(band, score) and place <= band.hash_max for band in noise):
+    is_noise = any(_holds(band, score) and place <= band.hash_max for band in noise)
+    drawn = run.rule.draw is not None and not is_noise  # then the bands bound keys, not scores
+    cutoff = None
+    if is_noise:
         cutoff = _nearest(score, [bound for band in noise for bound in _bounds(band)])
-    else:
+    elif not drawn:
         holding = [b for b in bands if _holds(b, score) and b.hash_max < HASH_MAX]
         hash_max = max((band.hash_max for band in holding), default=None)
         by_hash = any(band.score_low < band.score_high for band in holding)
         cutoff = None if by_hash else _nearest(score, _kept_bounds(run, row, bands))
-    rank, rows, ranked = _rank(run, row, counts)
+    rank, rows, ranked = _draw_rank(run, row) if drawn else _rank(run, row, counts)
     return Decision(
         kept=bool(stored[schema.KEPT]),
         reason=stored[schema.REASON],
@@ -96,3 +103,20 @@ def _rank(run: FinishedRun, row: Located, counts: Counts) -> tuple[int, int, str
     first = "highest" if end == "high" else "lowest"
     by = f"by {run.rule.metric}, {first} first, ties by hash{where}"
     return counts.score_rank(end, in_class=in_class), rows, by
+
+
+def _draw_rank(run: FinishedRun, row: Located) -> tuple[int, int, str]:
+    """The same for a weighted draw, by its keys, among the rows that are not cut as noise."""
+    draw = run.rule.draw
+    if draw is None:
+        raise ValueError("the rule draws nothing")
+    key, place = draw.keys(row.one())[0], row.one().need_hashes()[0]
+
+    def ahead(block: Block) -> npt.NDArray[np.int64]:
+        keys, hashes = draw.keys(block), block.need_hashes()
+        before = (keys > key) | ((keys == key) & (hashes < place))
+        return np.array([np.count_nonzero(before), block.rows], np.int64)
+
+    rest = without(pooled(run.population), run.rule.noise)
+    found = rest.reduce(ahead, np.add, frozenset({"scores", "hashes"}))
+    return 1 + int(found[0]), int(found[1]), "by the key of the weighted draw, highest first"

@@ -35,7 +35,8 @@ class Decision:
         metric: score that the rule looks at; '' where it looks at none.
         cutoff: bound of the kept scores that is nearest to the row's; None where hashes decide.
         distance: the row's score minus ``cutoff``.
-        rank: place from the kept end, 1 first: by score, ties by hash; or by hash alone.
+        rank: place from the kept end, 1 first: by score, ties by hash; by hash alone; or by the
+            keys of a weighted draw.
         rows: rows that are ranked.
         ranked: what is ranked by what, in words.
         hash_share: the row's seeded hash as a share of all hashes, 0 to 1.
@@ -139,7 +140,8 @@ class Explanation:
             lines.append(_line("flips", self.flip.text))
         lines += _scored(self.scores, self.label)
         if self.quality:
-            shown = (f"{name} {_shown(value)}" for name, value in self.quality.items())
+            known = {name: value for name, value in self.quality.items() if value is not None}
+            shown = (f"{name} {_shown(value)}" for name, value in known.items())
             lines.append(_line("quality", ", ".join(shown)))
         if self.nearest is not None:
             lines += _near(self.nearest, self.decision)
@@ -207,6 +209,8 @@ def _line(title: str, text: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return "[" + " ".join(map(_shown, value)) + "]"
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 

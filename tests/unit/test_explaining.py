@@ -274,6 +274,23 @@ def test_chosen_by_hash_within_a_score(tmp_path):
         assert one.decision.cutoff is None
 
 
+def test_cut_as_noise_and_drawn_by_weight(tmp_path):
+    out, rule = finished(tmp_path, strategy="weighted", keep=0.3, beta=0.2)
+    found = explain(out, [place(row) for row in GOOD])
+    noise = [e for e in found if e.decision.reason == "dropped: cut as noise"]
+    assert len(noise) == 12
+    assert sorted(e.decision.rank for e in noise) == list(range(1, 13))
+    bounds = {b.score_low for b in rule.noise}
+    assert all(e.decision.cutoff in bounds and e.decision.distance >= 0 for e in noise)
+    rest = [e for e in found if e not in noise]
+    keys = rule.draw.keys(memory(grouped=True)[1])[[e not in noise for e in found]]
+    assert [e.decision.rank for e in rest] == (np.argsort(np.argsort(-keys)) + 1).tolist()
+    assert all(e.decision.kept == (e.decision.rank <= 17) for e in rest)
+    assert {(e.decision.rows, e.decision.cutoff, e.decision.hash_limit) for e in rest} == {
+        (46, None, None)
+    }
+
+
 def nearest_by_hand(row, among, count=5):
     unit = FEATURES.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
@@ -363,12 +380,13 @@ def test_the_quality_of_a_row_is_shown(tmp_path):
     for path in Path(out, "scores").glob("*.parquet"):
         table = pq.read_table(path)
         noisy = [float(v) + 100 for v in table["row"].to_pylist()]
-        columns = {"file": table["file"], "row": table["row"], "given_probability": noisy}
+        columns = {"score": table["el2n"], "error": table["error"], "given_probability": noisy}
+        columns |= {"top_class": [[1, 0]] * len(table), "cluster": pa.nulls(len(table))}
         pq.write_table(pa.table(columns), Path(out, "quality", path.name))
     good, bad = explain(out, [place(38), place(33)])
-    assert good.quality == {"given_probability": 118.0}
-    assert bad.quality == {"given_probability": 113.0}
-    assert "given_probability 118" in good.text()
+    assert good.quality == {"given_probability": 118.0, "top_class": [1, 0], "cluster": None}
+    assert bad.quality["given_probability"] == 113.0
+    assert "given_probability 118, top_class [1 0]\n" in good.text()
 
 
 @pytest.mark.parametrize("asked", ["3.parquet:0", "0.parquet:20", "nobody", "0.parquet:-1", "1"])
