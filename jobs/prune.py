@@ -55,7 +55,8 @@ def _explain(config: PruneConfig) -> Mapping[str, Any]:
     """Print why rows of a finished run were kept or dropped; the same for a scheduler."""
     from dataprune_ray.explaining import explain  # noqa: PLC0415 - the other ways need it not
 
-    output = config.write.output or default_output(config.corpus.input or DIGITS)
+    source = config.corpus.input or cli.DIGITS
+    output = config.write.output or cli.default_output("pruned", source)
     found = explain(output, config.run.explain, scores=config.run.scores)
     print("\n\n".join(row.text() for row in found))  # noqa: T201
     return {"output": redact(output), "explanations": [row.to_json() for row in found]}
