@@ -244,11 +244,13 @@ class _Layer:
     hash_max: NDArray[np.uint64] | None
     kept: NDArray[np.int8]
     missed: NDArray[np.int8]
+    empty: NDArray[np.bool_] | None  # groups that have no band in this layer
 
     @classmethod
     def of(cls, bands: list[Band]) -> _Layer:
-        low = np.array([b.score_low for b in bands], np.float32)
-        high = np.array([b.score_high for b in bands], np.float32)
+        empty = np.array([b is _EMPTY for b in bands])
+        low = np.array([-np.inf if b is _EMPTY else b.score_low for b in bands], np.float32)
+        high = np.array([np.inf if b is _EMPTY else b.score_high for b in bands], np.float32)
         hash_max = np.array([b.hash_max for b in bands], np.uint64)
         limited = any(b.hash_max < HASH_MAX for b in bands if b is not _EMPTY)
         reasons = [_band_reasons(b) for b in bands]
@@ -258,6 +260,7 @@ class _Layer:
             hash_max=hash_max if limited else None,
             kept=np.array([kept for kept, _ in reasons], np.int8),
             missed=np.array([missed for _, missed in reasons], np.int8),
+            empty=empty if empty.any() else None,
         )
 
     def admits(
@@ -266,6 +269,8 @@ class _Layer:
         """Whether each row (n,) lies in the score interval, and whether the hash is low enough."""
         by_score = np.ones(block.rows, np.bool_)
         by_hash = np.ones(block.rows, np.bool_)
+        if self.empty is not None:
+            by_score &= ~_of_group(self.empty, codes)
         if self.low is not None:
             by_score &= block.need_scores() >= _of_group(self.low, codes)
         if self.high is not None:

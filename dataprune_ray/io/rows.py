@@ -23,6 +23,7 @@ from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encod
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
 from dataprune_ray.io.identity import as_keys, file_seed, key_hashes, position_hashes
+from dataprune_ray.io.repeats import Repeats
 from dataprune_ray.io.splits import Split
 
 T = TypeVar("T")
@@ -30,6 +31,7 @@ T = TypeVar("T")
 _BATCH_BYTES = 16 << 20
 _MOST_ROWS = 8192
 _ALL = 2**64 - 1
+_REPEATED = "__repeated__"  # column that marks rows whose key came before in their file
 #: How the errors of rows begin that storage kept back: another run may well be able to read them.
 STORAGE_FAILED = "storage failed"
 
@@ -143,6 +145,7 @@ def _read_span(
     columns = columns_to_read(plan)
     batch_rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(plan.features.row_bytes, 1)))
     batches = reader.read(plan.root, span, columns, batch_rows)
+    repeats = Repeats()
     done = 0
     while True:
         try:
@@ -155,7 +158,7 @@ def _read_span(
             return
         if batch is None:
             break
-        known = noted(batch, plan.schema)
+        known = _marked(plan, noted(batch, plan.schema), repeats)
         yield from _contained(plan, span.file, span.start + done, known, transform)
         done += batch.num_rows
     if span.rows is not None and done != span.rows:
@@ -171,6 +174,15 @@ def noted(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         batch.columns, schema=pa.schema(fields, batch.schema.metadata)
     )
+
+
+def _marked(plan: RowPlan, batch: pa.RecordBatch, repeats: Repeats) -> pa.RecordBatch:
+    """The batch, with a mark on rows that repeat a key of their file where that is the identity."""
+    own_key = get_reader(plan.format).key_column
+    if own_key is None or plan.id_column is not None:
+        return batch
+    again = repeats.mark(key_hashes(as_keys(batch.column(own_key)).fill_null("")))
+    return batch.append_column(_REPEATED, pa.array(again)) if again.any() else batch
 
 
 def _contained(
@@ -233,7 +245,10 @@ def _members(batch: pa.RecordBatch) -> tuple[str, ...]:
 def identify(
     plan: RowPlan, file: str, rows: npt.NDArray[np.int64], batch: pa.RecordBatch
 ) -> tuple[pa.Array, npt.NDArray[np.uint64], dict[int, str]]:
-    """Keys, identity hashes, and the rows whose id is unusable (these are known by position)."""
+    """Keys, identity hashes, and the rows whose id is unusable (these are known by position).
+
+    Of rows with one key in one archive the first has it as its identity; the others are errors.
+    """
     by_position = position_hashes(file, int(rows[0]) if len(rows) else 0, len(rows))
     own_key = get_reader(plan.format).key_column
     name = plan.id_column or own_key
@@ -252,8 +267,13 @@ def identify(
     hashes = key_hashes(keys.fill_null(""))
     if plan.id_column is None:  # a format's own key is unique in its file only
         hashes = seeded_hash(hashes, file_seed(file))
-    hashes = np.where(missing, by_position, hashes)
     errors = {int(i): f"id column {name!r} is null" for i in np.flatnonzero(missing)}
+    if _REPEATED in batch.schema.names:
+        again = np.asarray(batch.column(_REPEATED))
+        for i in np.flatnonzero(again):
+            errors[int(i)] = f"key is repeated in its archive: {keys[int(i)].as_py()!r}"
+        missing = missing | again
+    hashes = np.where(missing, by_position, hashes)
     return keys, hashes, errors
 
 

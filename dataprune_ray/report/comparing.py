@@ -217,7 +217,7 @@ def _line(arm: ArmSummary, style: str) -> ArmLine:
         to_random=difference(arm.to_random),
         worst_class=formats.NONE
         if arm.worst_class is None
-        else f"{formats.signed(arm.worst_class[1])} in {formats.shorten(worst, 40)}",
+        else f"{formats.signed(arm.worst_class[1])} in {formats.shorten(worst, 24)}",
         updates=f"{arm.updates:,.0f}",
         seconds=formats.duration(arm.seconds),
         gpu_seconds=formats.duration(arm.gpu_seconds),

@@ -76,7 +76,7 @@ def grouped(paths, **changes):
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("end", ["high", "low"])
 def test_rule_equals_the_one_in_memory(name, end, paths, reference):
-    config = SelectConfig(strategy=name, keep=0.3, keep_end=end, threshold=0.5, seed=7)
+    config = SelectConfig(strategy=name, keep=0.3, beta=0.1, keep_end=end, threshold=0.5, seed=7)
     rule = select(grouped(paths), config, INFO)
     assert rule == STRATEGIES[name].compile(reference, config, INFO)
 

@@ -482,6 +482,19 @@ class TestKeepRule:
                 "dropped: not chosen by hash",
             ]
 
+    @given(RULES, st.data())
+    def test_the_columns_it_names_are_enough(self, rule, data):
+        codes = data.draw(hnp.arrays(np.int32, 5, elements=st.integers(0, 2)))
+        hashes = data.draw(hnp.arrays(np.uint64, 5, elements=st.integers(0, HASH_MAX)))
+        whole = Block(np.arange(5, dtype=np.float32), hashes, codes)
+        needed = {name: getattr(whole, name) for name in rule.columns}
+        assert (rule.apply(Block(**needed, rows=5)) == rule.apply(whole)).all()
+
+    def test_a_group_without_bands_needs_no_scores(self):
+        rule = KeepRule((Band(0, -np.inf, np.inf, 9),), ("a", "b"), "", None, "", {})
+        block = Block(hashes=np.arange(8, 12, dtype=np.uint64), groups=np.array([0, 0, 0, 1], "i4"))
+        assert rule.apply(block).tolist() == [True, True, False, False]
+
     def test_only_needed_columns_are_read(self):
         by_hash = KeepRule((Band(None, -math.inf, math.inf, 5),), ("a", "b"), "", None, "", {})
         assert by_hash.columns == {"hashes"}

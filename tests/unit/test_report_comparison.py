@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 from dataclasses import replace
+from importlib import resources
 
 import numpy as np
 import pytest
@@ -35,6 +36,8 @@ from dataprune_ray.errors import ConfigError
 from dataprune_ray.quality import Leakage, Quality
 from dataprune_ray.report import (
     PAGE_LIMIT,
+    BadRow,
+    ClassCount,
     Gallery,
     ReportData,
     arms,
@@ -412,6 +415,63 @@ def test_kind_of_an_arm(name, kind):
     assert arms.family(name) == kind
 
 
+# -- colours ---------------------------------------------------------------------------------------
+
+# Machado, Oliveira and Fernandes 2009: full severity, on linear RGB.
+VISION = {
+    "usual": np.eye(3),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "tritanopia": np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
+}
+XYZ = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+
+
+def linear(colour):
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+def cielab(colour, vision):
+    xyz = XYZ @ np.clip(vision @ linear(colour), 0, 1) / XYZ.sum(1)
+    x, y, z = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("vision", VISION)
+@pytest.mark.parametrize("scheme", [0, 1])
+def test_series_differ_for_every_kind_of_vision(scheme, vision):
+    style = resources.files("dataprune_ray.report").joinpath("templates/report.css").read_text()
+    found = re.findall(r"--(s\d|card): (#\w{6});", style)
+    colours = dict(found[9 * scheme : 9 * scheme + 9])
+    card = colours.pop("card")
+    assert len(colours) == 8
+    for colour in colours.values():
+        dark, light = sorted(XYZ[1] @ linear(c) for c in (colour, card))
+        assert (light + 0.05) / (dark + 0.05) >= 4.5  # their names are drawn in them
+    for one, other in itertools.combinations(colours.values(), 2):
+        far = np.linalg.norm(cielab(one, VISION[vision]) - cielab(other, VISION[vision]))
+        assert far >= 14, (one, other)
+
+
 # -- search and quality ----------------------------------------------------------------------------
 
 
@@ -509,6 +569,27 @@ def test_far_too_much_is_cut_and_counted():
         assert re.search(rf"[\d,]+ {noun} not shown here", text), noun
     assert re.search(r"[\d,]+ examples not shown here", text)
     assert "4,976 smaller clusters not drawn" in text
+
+
+def test_far_too_much_in_every_section_at_once_still_fits():
+    long = HOSTILE * 60
+    data = replace(
+        huge(),
+        title=long,
+        sentence=long,
+        classes=tuple(ClassCount(f"{i} {long}", 1, 1, 1) for i in range(1_000)),
+        bad_reasons=((long, 3),) * 1_000,
+        bad_examples=(BadRow(long, 1, long, long),) * 1_000,
+        settings=((long, long),) * 1_000,
+        outputs=(("/" * 5_000, long),) * 1_000,
+        warnings=(long,) * 1_000,
+        versions=((long, long),) * 1_000,
+        command=long,
+    )
+    assert len(render(data).encode()) < PAGE_LIMIT
+    pairs = ((long, long),) * 1_000
+    alone = render_comparison(data.comparison, long, long, pairs, pairs)
+    assert len(alone.encode()) < PAGE_LIMIT
 
 
 # -- the stored report -----------------------------------------------------------------------------

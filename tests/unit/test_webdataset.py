@@ -6,14 +6,21 @@ import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dataprune_ray.config import CorpusConfig
 from dataprune_ray.errors import BadDataError
-from dataprune_ray.io import open_corpus, webdataset
-from dataprune_ray.io.corpus import MEMBERS, Span
+from dataprune_ray.features import FeatureSpec, LabelSpec
+from dataprune_ray.io import open_corpus, rows, webdataset
+from dataprune_ray.io.corpus import MEMBERS, Fragment, Span
+from dataprune_ray.io.repeats import Repeats
+from dataprune_ray.io.rows import RowPlan, read_rows
 from dataprune_ray.io.webdataset import READ_ERRORS, WebDatasetReader, with_members
 
 READER = WebDatasetReader()
@@ -158,6 +165,53 @@ def test_names_that_are_not_unicode_are_escaped(tmp_path):
     header[148:156] = b"%06o\0 " % sum(header)
     span = put(tmp_path, bytes(header) + raw[512:])
     assert [row["__key__"] for row in rows_of(tmp_path, span)] == ["a\\xffb", "c"]
+
+
+# Keys that come twice
+
+
+def plan_of(root, **changes):
+    schema = pa.schema([("__key__", pa.string()), ("cls", pa.binary()), ("uid", pa.binary())])
+    label = LabelSpec("cls", classes=("0", "1"))
+    values = {"features": FeatureSpec("text", ("uid",), (4,)), "label": label, "fragments": ()}
+    return RowPlan(str(root), "webdataset", schema, **{**values, **changes})
+
+
+def test_a_row_that_repeats_a_key_is_an_error_wherever_the_first_one_lies(tmp_path, monkeypatch):
+    monkeypatch.setattr(rows, "_MOST_ROWS", 32)
+    rng = np.random.default_rng(4)
+    keys = [f"k{n}" for n in rng.integers(0, 300, 500)]
+    members = []
+    for number, key in enumerate(keys):
+        members += [(f"{key}.cls", b"1"), (f"{key}.uid", b"%d" % number)]
+    span = put(tmp_path, archive(members))
+    put(tmp_path, archive(members[:2]), "other.tar")
+    plan = plan_of(tmp_path)
+    wanted = {n for n, key in enumerate(keys) if key in keys[:n]}
+    batches = list(read_rows(plan, Fragment(0, (span,))))
+    errors = {int(b.rows[i]): text for b in batches for i, text in b.errors.items()}
+    assert len(wanted) > 100
+    assert len(batches) == 16
+    assert errors == {n: f"key is repeated in its archive: {keys[n]!r}" for n in wanted}
+    hashes = np.concatenate([b.row_hash for b in batches])
+    assert len(np.unique(hashes)) == len(keys) == len(hashes)
+    (other,) = read_rows(plan, Fragment(1, (Span("other.tar"),)))
+    assert not other.errors  # keys are those of one archive
+    assert other.row_hash[0] not in hashes
+    by_id = read_rows(replace(plan, id_column="uid"), Fragment(0, (span,)))
+    assert not any(batch.errors for batch in by_id)
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=40), max_size=30))
+def test_repeats_are_those_of_a_set(batches):
+    repeats, seen = Repeats(), set()
+    for batch in batches:
+        expected = []
+        for number in batch:
+            expected.append(number in seen)
+            seen.add(number)
+        assert repeats.mark(np.array(batch, np.uint64)).tolist() == expected
+    assert sum(map(len, repeats._runs)) == len(seen)
 
 
 # Damage
