@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from dataprune_ray import __version__, cli
-from dataprune_ray.config import PruneConfig, stages
+from dataprune_ray.config import CompareConfig, PruneConfig, stages
 from dataprune_ray.corpora.config import MakeCorpusConfig
 from dataprune_ray.io.output import FOLDERS, MANIFEST, REPORT, RUN_FILE
 from dataprune_ray.metrics import METRICS
@@ -21,7 +21,12 @@ from dataprune_ray.strategies import STRATEGIES
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-JOBS = {"prune.py": PruneConfig, "corpus.py": MakeCorpusConfig}
+JOBS = {
+    "prune.py": PruneConfig,
+    "corpus.py": MakeCorpusConfig,
+    "compare": CompareConfig,
+    "tune": PruneConfig,
+}
 FLAGS_OF_OTHER_TOOLS = {"--working-dir", "--generate"}
 TOP_LEVEL = {
     ".ci", ".gitignore", "CHANGELOG.md", "LICENSE", "README.md", "cluster.yaml", "dataprune_ray",
