@@ -18,16 +18,19 @@ from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.judgements import EVIDENCE, evidence_of
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
+from dataprune_ray.quality.rescue import RESCUED, Evidence, Rescue
 from dataprune_ray.tasks import run_tasks
 
 _MASK_128 = (1 << 128) - 1
+_REASONS = (*REASONS, RESCUED)
 
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What every writing task is told."""
+    """What every writing task is told; ``quality`` is read where there is a ``rescue``."""
 
     root: str
     format: str
@@ -39,6 +42,8 @@ class WritePlan:
     grouped: bool
     seed: int
     label_type: pa.DataType
+    quality: str = ""
+    rescue: Rescue | None = None
     compression: str = "snappy"
     group_rows: int = 65_536
 
@@ -104,14 +109,17 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
         atomic_output(join(plan.output, "decisions", name)) as stream,
         pq.ParquetWriter(stream, layout) as writer,
     ):
+        quality = _quality(plan, name)
         for batch in pq.ParquetFile(file).iter_batches(65_536, use_threads=False):
             table = pa.Table.from_batches([batch])
+            right = table[schema.ERROR].is_null()
             wrong = table.filter(table[schema.ERROR].is_valid())
             if wrong.num_rows:
                 bad.append(wrong)
-            writer.write_table(
-                _decisions(plan, table.filter(table[schema.ERROR].is_null()), counts)
-            )
+            evidence = None
+            if quality is not None:
+                evidence = evidence_of(quality.slice(counts.rows, len(table)).filter(right))
+            writer.write_table(_decisions(plan, table.filter(right), evidence, counts))
             _count_bad(counts, wrong)
             counts.rows += table.num_rows
     if bad:
@@ -121,7 +129,17 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
     return position, counts
 
 
-def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
+def _quality(plan: WritePlan, name: str) -> pa.Table | None:
+    """What a rescue looks at, of all rows of a score file."""
+    if plan.rescue is None:
+        return None
+    with open_input(join(plan.quality, name)) as file:
+        return pq.read_table(file, columns=list(EVIDENCE), use_threads=False)
+
+
+def _decisions(
+    plan: WritePlan, table: pa.Table, evidence: Evidence | None, counts: Decided
+) -> pa.Table:
     layout = schema.decision_schema(plan.label_type)
     scores = table[plan.metric].to_numpy()
     hashes = table[schema.ROW_HASH].to_numpy()
@@ -132,13 +150,19 @@ def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
     )
     kept = plan.rule.apply(block)
     reasons = plan.rule.reason(block)
+    weights = plan.rule.weights(block)
+    if plan.rescue is not None and evidence is not None:
+        rescued = plan.rescue.apply(block, evidence)
+        kept |= rescued
+        reasons = np.where(rescued, np.int8(len(REASONS)), reasons)
+        weights = np.where(rescued, np.float32(1), weights)
     counts.kept += int(kept.sum())
     counts.digest = (counts.digest + identity_sum(hashes[kept])) & _MASK_128
     labels = table[schema.LABEL].cast(pa.string()).to_numpy()
     counts.kept_by_class.update(_tally(labels[kept]))
     counts.dropped_by_class.update(_tally(labels[~kept]))
     for code, number in zip(*np.unique(reasons, return_counts=True), strict=True):
-        counts.reasons[REASONS[code]] += int(number)
+        counts.reasons[_REASONS[code]] += int(number)
     columns = [
         table[schema.FILE],
         table[schema.ROW],
@@ -147,9 +171,9 @@ def _decisions(plan: WritePlan, table: pa.Table, counts: Decided) -> pa.Table:
         pa.array(scores, pa.float32()),
         pa.array(kept),
         pa.DictionaryArray.from_arrays(
-            pa.array(reasons, pa.int8()), pa.array(REASONS, pa.string())
+            pa.array(reasons, pa.int8()), pa.array(_REASONS, pa.string())
         ),
-        pa.array(plan.rule.weights(block)),
+        pa.array(weights),
     ]
     return pa.table(columns, schema=layout)
 

@@ -16,16 +16,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.features import FeatureSpec, column, encode
+from dataprune_ray.findings import Marks
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Span
 from dataprune_ray.io.filesystems import join, list_names, open_input
+from dataprune_ray.io.judgements import distances
 from dataprune_ray.io.rows import RowPlan, noted
+from dataprune_ray.quality.rescue import RESCUED
 from dataprune_ray.report import BadRow, Gallery, GalleryItem
 from dataprune_ray.tasks import run_tasks
 
@@ -58,16 +62,36 @@ _TITLES = {
     ),
     "highest": ("Highest scores", "The top end of {metric}."),
     "lowest": ("Lowest scores", "The bottom end of {metric}."),
+    "rescued": (
+        "Rescued",
+        "Dropped by {metric} alone: rare rows whose neighbours and model agree with the label.",
+    ),
+    "suspected": (
+        "Suspected mislabelled",
+        "A model that has not seen the row gives its label the least probability.",
+    ),
+    "dropped outliers": (
+        "Dropped outliers",
+        "Dropped rows that lie farthest from their neighbours, beyond the box plot's fence.",
+    ),
 }
 
 
 def collect(
-    rows: RowPlan, output: str, fragments: Iterable[str], rule: KeepRule, metric: str
+    rows: RowPlan,
+    output: str,
+    fragments: Iterable[str],
+    rule: KeepRule,
+    metric: str,
+    marks: Marks | None = None,
 ) -> tuple[Gallery, ...]:
-    """The galleries of a finished cut; ``fragments`` are the names of its decision files."""
+    """The galleries of a finished cut; ``fragments`` are the names of its decision files.
+
+    ``marks`` are those of its quality table, where there is one.
+    """
     best: dict[str, list[Candidate]] = {kind: [] for kind in _TITLES}
-    paths = [join(output, "decisions", f"{name}.parquet") for name in fragments]
-    for found in run_tasks(partial(_candidates, dict(rule.cutoffs)), paths):
+    look = partial(_candidates, dict(rule.cutoffs), join(output, "decisions"), marks)
+    for found in run_tasks(look, fragments):
         for kind, candidates in found.items():
             best[kind] = heapq.nsmallest(ITEMS, best[kind] + candidates)
     wanted = {(c.file, c.row): c for candidates in best.values() for c in candidates}
@@ -94,9 +118,13 @@ def bad_examples(output: str) -> tuple[BadRow, ...]:
     return tuple(found)
 
 
-def _candidates(cutoffs: dict[str, float | None], path: str) -> dict[str, list[Candidate]]:
+def _candidates(
+    cutoffs: dict[str, float | None], decisions: str, marks: Marks | None, name: str
+) -> dict[str, list[Candidate]]:
     best: dict[str, list[Candidate]] = {kind: [] for kind in _TITLES}
-    with open_input(path) as file:
+    judged = None if marks is None else marks.scored_rows(name)
+    done = 0
+    with open_input(join(decisions, f"{name}.parquet")) as file:
         for batch in pq.ParquetFile(file).iter_batches(65_536, use_threads=False):
             score = batch.column(schema.SCORE).to_numpy(zero_copy_only=False).astype(np.float64)
             kept = batch.column(schema.KEPT).to_numpy(zero_copy_only=False)
@@ -107,9 +135,27 @@ def _candidates(cutoffs: dict[str, float | None], path: str) -> dict[str, list[C
                 "highest": -score,
                 "lowest": score,
             }
+            if marks is not None and judged is not None:
+                ranks |= _quality_ranks(marks, judged.slice(done, len(batch)), batch)
+            done += len(batch)
             for kind, rank in ranks.items():
                 best[kind] = heapq.nsmallest(ITEMS, best[kind] + _smallest(batch, rank))
     return best
+
+
+def _quality_ranks(
+    marks: Marks, judged: pa.Table, batch: pa.RecordBatch
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Ranks (n,) of the kinds that the quality table tells, NaN for rows of none."""
+    far = -distances(judged).astype(np.float64)
+    confidence = judged[schema.SELF_CONFIDENCE].fill_null(np.nan).to_numpy().astype(np.float64)
+    kept = batch.column(schema.KEPT).to_numpy(zero_copy_only=False)
+    rescued = pc.equal(batch.column(schema.REASON).cast(pa.string()), RESCUED)
+    return {
+        "rescued": np.where(rescued.to_numpy(zero_copy_only=False), far, np.nan),
+        "suspected": np.where(marks.suspected(judged), confidence, np.nan),
+        "dropped outliers": np.where(marks.far(judged) & ~kept, far, np.nan),
+    }
 
 
 def _cutoff_of_rows(cutoffs: dict[str, float | None], batch: pa.RecordBatch) -> Any:

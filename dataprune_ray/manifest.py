@@ -21,6 +21,8 @@ from dataprune_ray.errors import GateError
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join, list_names, open_input, redact
+from dataprune_ray.quality import Quality
+from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.report import BadRow, ClassCount, Gallery, ReportData, ScoreHistogram
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import Understanding
@@ -53,6 +55,8 @@ class Outcome:
     rows_of_baseline: int = 0
     drift: Drift | None = None
     tuned: Tuned | None = None
+    quality: Quality | None = None
+    rescue: Rescue | None = None
 
     @property
     def scorable(self) -> int:
@@ -99,6 +103,8 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "rule": outcome.rule.to_json(),
         "baseline": _baseline(outcome),
         "drift": None if outcome.drift is None else outcome.drift.to_json(),
+        "quality": None if outcome.quality is None else outcome.quality.to_json(),
+        "rescue": None if outcome.rescue is None else outcome.rescue.to_json(),
         "tuned": None if outcome.tuned is None else outcome.tuned.to_json(),
         "reasons": dict(sorted(decided.reasons.items())),
         "bad_rows": dict(decided.errors.most_common()),
@@ -183,8 +189,13 @@ def class_counts(outcome: Outcome) -> tuple[ClassCount, ...]:
     return tuple(counts)
 
 
-def score_histogram(outcome: Outcome, table: Population) -> ScoreHistogram:
-    """The deciding metric's distribution over all scored rows."""
+def score_histogram(
+    outcome: Outcome, table: Population, parts: tuple[Population, Population] | None = None
+) -> ScoreHistogram:
+    """The deciding metric's distribution over all scored rows.
+
+    ``parts`` are the rows that the rule decides and those that are kept besides, where there are.
+    """
     rule, metric = outcome.rule, outcome.understanding.metrics[0].name
     found = extremes(table)
     if found is None:
@@ -195,7 +206,9 @@ def score_histogram(outcome: Outcome, table: Population) -> ScoreHistogram:
         spread = abs(low) or 1.0
         low, high = low - spread / 2, low + spread / 2
     edges = np.linspace(low, high, _BINS + 1)
-    kept, dropped = histogram(table, edges.tolist(), rule)
+    kept, dropped = histogram(table if parts is None else parts[0], edges.tolist(), rule)
+    if parts is not None:
+        kept += histogram(parts[1], edges.tolist())[0]
     cutoff = rule.cutoffs.get("") if len(rule.cutoffs) <= 1 else None
     return ScoreHistogram(
         metric=metric,
@@ -236,6 +249,7 @@ def report_data(
         outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
         drift=outcome.drift,
         tuned=outcome.tuned,
+        quality=outcome.quality,
         warnings=outcome.warnings,
         command=outcome.command,
         versions=tuple(versions().items()),
@@ -248,6 +262,7 @@ _OUTPUTS = (
     ("scores", "the score table, for any other cut"),
     ("quarantine", "bad rows and their errors"),
     ("proxy", "the proxy models' weights, where some were trained"),
+    ("quality", "every row judged by a model that has not seen it, where that was asked for"),
     ("manifest.json", "all of this for machines"),
 )
 

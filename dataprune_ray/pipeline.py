@@ -12,6 +12,7 @@ from dataprune_ray import (
     comparing,
     concluding,
     incremental,
+    judging,
     manifest,
     stages,
     telemetry,
@@ -24,6 +25,7 @@ from dataprune_ray.config import AUTO, CompareConfig, PruneConfig
 from dataprune_ray.drifting import drift_since, rows_of_baseline
 from dataprune_ray.engine import FragmentCount
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.findings import Marks
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
@@ -34,6 +36,7 @@ from dataprune_ray.io.output import MANIFEST, Output, remove_leftovers
 from dataprune_ray.journal import Journal
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
+from dataprune_ray.rescuing import rescue_rows
 from dataprune_ray.selecting import select
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
@@ -67,6 +70,7 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
         understanding = understand(config, corpus)
     if config.select.strategy == AUTO:
         tuning.check(config, understanding)
+    judging.check(config, understanding)
     for note in understanding.notes:
         logger.info("%s", note)
     with ExitStack() as held:
@@ -194,9 +198,12 @@ def _scored(
     return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores)
 
 
-def _tuned(config: PruneConfig, scored: _Scored, output: Output) -> Tuned:
+def _tuned(
+    config: PruneConfig, scored: _Scored, output: Output, marks: Marks | None = None
+) -> Tuned:
+    noise = None if marks is None or marks.noise is None else marks.noise.share
     return tuning.choose(
-        config, scored.understanding, scored.corpus, scored.scores, output.root, None
+        config, scored.understanding, scored.corpus, scored.scores, output.root, noise
     )
 
 
@@ -212,17 +219,22 @@ def _prune_on(
 ) -> dict[str, Any]:
     scored = _scored(config, corpus, understanding, output, found, journal, reuse)
     corpus, understanding, scores = scored.corpus, scored.understanding, scored.scores
-    asked, tuned = config, None
+    asked, tuned, marks = config, None, None
+    if judging.is_asked(config):
+        with journal.stage("quality"):
+            marks = Marks.of(judging.judge_rows(config, understanding, corpus, scores, output))
     if config.select.strategy == AUTO:
         with journal.stage("choose strategy"):
-            tuned = _tuned(config, scored, output)
+            tuned = _tuned(config, scored, output, marks)
         config, understanding = stages.with_strategy(config, understanding, tuned)
     with journal.stage("select"):
         table = stages.score_table(config, understanding, corpus.fragments, scores)
-        rule = select(table, config.select, stages.score_info(understanding))
+        rule, rescue = select(table, config.select, stages.score_info(understanding)), None
+        if config.quality.rescue and marks is not None:
+            rule, rescue = rescue_rows(marks, rule, config, stages.score_info(understanding))
     logger.info("%s", rule.explanation)
     with journal.stage("decide"):
-        plan = stages.write_plan(config, corpus, understanding, rule, output, scores)
+        plan = stages.write_plan(config, corpus, understanding, rule, output, scores, rescue)
         decided, kept = stages.decide_rows(plan, corpus, scored.rows)
     with journal.stage("write"):
         written = stages.write_kept(config, plan, corpus, kept, scored.rows)
@@ -230,6 +242,7 @@ def _prune_on(
     with journal.stage("drift"):
         drift = drift_since(config, table, understanding, decided, reuse, journal)
     with journal.stage("report"):
+        quality = stages.quality_of(marks, output, decided, rescue)
         outcome = manifest.Outcome(
             config=asked,
             command=command,
@@ -248,9 +261,11 @@ def _prune_on(
             rows_of_baseline=rows_of_baseline(corpus, list(scored.counts), reuse),
             drift=drift,
             tuned=tuned,
+            quality=quality,
+            rescue=rescue,
         )
-        stages.write_report(outcome, table, plan.metric)
-    remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy"))
+        stages.write_report(outcome, table, plan.metric, marks)
+    remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))
     content = manifest.manifest(outcome)
     write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
     return content

@@ -37,6 +37,16 @@ WEIGHT = "weight"
 #: Columns of the score table that are not metrics.
 RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, OUTPUTS})
 
+UNJUDGED = "unjudged"
+FOLD = "fold"
+SELF_CONFIDENCE = "self_confidence"
+PREDICTED = "predicted"
+TOP_CLASS = "top_class"
+TOP_PROBABILITY = "top_probability"
+AGREEMENT = "neighbour_agreement"
+DISTANCE = "neighbour_distance"
+CLUSTER = "cluster"
+
 _FILE_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -56,6 +66,32 @@ def score_schema(
     if outputs is not None:
         fields.append(pa.field(OUTPUTS, pa.list_(pa.float32(), outputs)))
     return pa.schema(fields)
+
+
+def quality_schema(label_type: pa.DataType, top: int) -> pa.Schema:
+    """Schema of one quality file: the rows of a score file in its order, judged out of fold.
+
+    ``score`` and ``error`` are the score table's; ``unjudged`` says why a row with a score has no
+    judgement. ``top_class`` (class codes) and ``top_probability`` hold the ``top`` most probable
+    classes. Columns are null where they do not apply.
+    """
+    return pa.schema(
+        [
+            pa.field(ROW_HASH, pa.uint64()),
+            pa.field(LABEL, label_type),
+            pa.field(SCORE, pa.float32()),
+            pa.field(ERROR, pa.string()),
+            pa.field(UNJUDGED, pa.string()),
+            pa.field(FOLD, pa.int32()),
+            pa.field(SELF_CONFIDENCE, pa.float32()),
+            pa.field(PREDICTED, label_type),
+            pa.field(TOP_CLASS, pa.list_(pa.int32(), top)),
+            pa.field(TOP_PROBABILITY, pa.list_(pa.float32(), top)),
+            pa.field(AGREEMENT, pa.float32()),
+            pa.field(DISTANCE, pa.float32()),
+            pa.field(CLUSTER, pa.int32()),
+        ]
+    )
 
 
 def decision_schema(label_type: pa.DataType) -> pa.Schema:

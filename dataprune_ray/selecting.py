@@ -16,7 +16,7 @@ import ray
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block
 from dataprune_ray.cutoff.population import UNGROUPED
-from dataprune_ray.io.scores import ScoreView, reduce_files
+from dataprune_ray.io.scores import RowFilter, ScoreView, reduce_files
 from dataprune_ray.strategies import ScoreInfo, get_strategy
 from dataprune_ray.tasks import TASK_CPUS, unordered
 
@@ -38,6 +38,7 @@ class ScoreTable:
         group_column: label column that groups the rows, int64 or string; None: one group.
         groups: group names by code, the labels as strings; ``("",)`` without a group column.
         seed: mixed into the identity hashes.
+        where: leaves out rows; None: all rows without error.
     """
 
     paths: Sequence[str]
@@ -45,6 +46,7 @@ class ScoreTable:
     group_column: str | None = None
     groups: tuple[str, ...] = UNGROUPED
     seed: int = 0
+    where: RowFilter | None = None
 
     def reduce(
         self,
@@ -63,7 +65,9 @@ class ScoreTable:
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = min(_MOST_FILES, -(-len(self.paths) // (4 * cpus)))
         batches = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
-        view = ray.put(ScoreView(self.metric, self.group_column, self.groups, self.seed, columns))
+        view = ray.put(
+            ScoreView(self.metric, self.group_column, self.groups, self.seed, columns, self.where)
+        )
         work = ray.put((kernel, merge))
         results = unordered(
             (_reduce_task.remote(list(batch), view, work) for batch in batches),

@@ -15,6 +15,7 @@ from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.deciding import Decided, WritePlan, decide
 from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.findings import Marks, summarise
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
@@ -23,7 +24,10 @@ from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.progress import Progress
+from dataprune_ray.quality import Quality
+from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.report import render, to_json
+from dataprune_ray.rescuing import parted
 from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.strategies import ScoreInfo, get_strategy
@@ -177,6 +181,7 @@ def write_plan(
     rule: KeepRule,
     output: Output,
     scores: str,
+    rescue: Rescue | None = None,
 ) -> WritePlan:
     """What the tasks that decide and write are told."""
     return WritePlan(
@@ -190,6 +195,8 @@ def write_plan(
         grouped=understanding.strategy.needs_labels,
         seed=config.select.seed,
         label_type=understanding.label.type,
+        quality=output.path("quality"),
+        rescue=rescue,
     )
 
 
@@ -242,12 +249,30 @@ def with_strategy(
     return config.replace(**chosen), replace(understanding, strategy=strategy)
 
 
-def write_report(outcome: manifest.Outcome, table: ScoreTable, metric: str) -> None:
+def quality_of(
+    marks: Marks | None, output: Output, decided: Decided, rescue: Rescue | None
+) -> Quality | None:
+    """What the quality table says of the cut, where there is one."""
+    if marks is None:
+        return None
+    lost = len(set(decided.dropped_by_class) - set(decided.kept_by_class) - {""})
+    found = summarise(marks, output.path("decisions"), rescue, lost)
+    if found.noise_share is not None:
+        logger.info("about %.1f %% of the labels are wrong", 100 * found.noise_share)
+    return found
+
+
+def write_report(
+    outcome: manifest.Outcome, table: ScoreTable, metric: str, marks: Marks | None = None
+) -> None:
     """``report.html``, and beside it what a later comparison needs to add itself to it."""
     rows, output = outcome.understanding.rows, outcome.output
     names = [fragment.name for fragment in outcome.corpus.fragments]
-    shown = galleries.collect(rows, output, names, outcome.rule, metric)
-    histogram = manifest.score_histogram(outcome, table)
+    shown = galleries.collect(rows, output, names, outcome.rule, metric, marks)
+    parts = None
+    if marks is not None and outcome.rescue is not None:
+        parts = parted(marks.table, outcome.rescue)
+    histogram = manifest.score_histogram(outcome, table, parts)
     page = manifest.report_data(outcome, histogram, shown, galleries.bad_examples(output))
     write_bytes(join(output, REPORT_DATA), to_json(page))
     write_bytes(join(output, REPORT), render(page).encode())

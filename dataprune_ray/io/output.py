@@ -35,12 +35,13 @@ REPORT = "report.html"
 REPORT_DATA = "report.json"  # what the report shows, for a comparison to be added
 PLAN = "_plan.json"  # beside score files, and hidden from Parquet readers by its name
 BASELINE = "_baseline.json"
-FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "tune", "comparison")
+FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "quality", "tune", "comparison")
 _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
-    r"|(scores|decisions|quarantine)/\d{6,}-[0-9a-f]{12}\.parquet"
+    r"|(scores|decisions|quarantine|quality)/\d{6,}-[0-9a-f]{12}\.parquet"
     r"|scores/_(fit|plan|baseline)\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
+    r"|quality/(fold|reference)-\d+\.safetensors(\.json)?"
     r"|(tune|comparison)/trial-[0-9a-f]{16}\.json"
     r"|comparison/fold-[0-9a-f]{12}/(scores|proxy)/[^/]+"
     r"|run\.json|manifest\.json|report\.html|report\.json|comparison\.json"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -42,6 +42,19 @@ def saved_plan(folder: str) -> dict[str, Any]:
     return saved
 
 
+class RowFilter(Protocol):
+    """Which rows of a score file belong to a population."""
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns that it reads."""
+        ...
+
+    def __call__(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Of a batch of rows without error with these columns: bool (n,)."""
+        ...
+
+
 @dataclass(frozen=True)
 class ScoreView:
     """How score files are read as blocks.
@@ -52,6 +65,7 @@ class ScoreView:
         groups: group names by code, the labels as strings.
         seed: mixed into the identity hashes.
         columns: what the blocks hold.
+        where: leaves out rows; None: all rows without error.
     """
 
     metric: str
@@ -59,6 +73,7 @@ class ScoreView:
     groups: tuple[str, ...]
     seed: int
     columns: frozenset[Column]
+    where: RowFilter | None = None
 
     def names(self) -> list[str]:
         """Columns of the file that the blocks are made of."""
@@ -69,7 +84,9 @@ class ScoreView:
             names.append(schema.ROW_HASH)
         if "groups" in self.columns and self.group_column is not None:
             names.append(self.group_column)
-        return names
+        if self.where is not None:
+            names += self.where.columns
+        return list(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)
@@ -139,6 +156,8 @@ def read_blocks(path: str, view: ScoreView, codes: Mapping[str, int]) -> Iterato
         for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
             if schema.ERROR in names:
                 batch = batch.filter(pc.is_null(batch.column(schema.ERROR)))  # noqa: PLW2901
+            if view.where is not None:
+                batch = batch.filter(pa.array(view.where(batch)))  # noqa: PLW2901
             yield _block(batch, view, codes, path)
 
 

@@ -42,10 +42,15 @@ class Split:
 
     def admits(self, row_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which rows of identity hashes (n,) belong to it: bool (n,)."""
-        place = seeded_hash(seeded_hash(row_hash, self.seed), _SALT)
+        place = places(row_hash, self.seed)
         within = np.ones(len(place), np.bool_)
         if self.low > 0:
             within &= place >= np.uint64(self.low)
         if self.high < _WHOLE:
             within &= place < np.uint64(self.high)
         return within if self.inside else ~within
+
+
+def places(row_hash: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """Where rows of identity hashes (n,) lie on the circle of that seed: uint64 (n,)."""
+    return seeded_hash(seeded_hash(row_hash, seed), _SALT)
