@@ -1,12 +1,15 @@
 """Runs that reuse the scores of a baseline: what is scored, what comes out, what is refused."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -15,7 +18,9 @@ from corpora import digit_rows, image_table, linear_checkpoint, write_parquet, w
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import ConfigError, GateError
 from dataprune_ray.manifest import check_drift
-from dataprune_ray.pipeline import prune
+from dataprune_ray.pipeline import preview, prune
+
+ROOT = Path(__file__).parents[2]
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -97,16 +102,63 @@ def test_what_differs_is_refused_and_named(grown, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def expected(corpus, output, **changes):
+    base = {"input": str(corpus), "output": str(output), "model": "linear", "actors": 1}
+    return preview(PruneConfig.from_flat({**base, "dry_run": True, **changes}))
+
+
+def job(*words):
+    """The prune job in a process of its own that joins the tests' Ray: exit code, last line."""
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, str(ROOT / "jobs" / "prune.py"), f"--address={address}", "--json"]
+    done = subprocess.run(
+        [*command, *map(str, words)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout.splitlines()[-1])
+
+
 def test_drift_gates_and_repeats(grown, tmp_path):
     settings = {"checkpoint": grown["checkpoint"], "baseline": str(grown["folder"] / "first")}
     settings |= {"max_drift": 0.0, "seed": 3}
-    found = run(grown["corpus"], tmp_path / "out", **settings)
+    words = [f"--{k.replace('_', '-')}={v}" for k, v in settings.items() if k != "checkpoint"]
+    words += [f"--input={grown['corpus']}", f"--output={tmp_path / 'out'}", "--model=linear"]
+    code, line = job(*words, f"--checkpoint={grown['checkpoint'][0]}", "--actors=1")
+    assert code == line["exit_code"] == 3
+    assert "beyond --max-drift 0" in line["error"]
+    found = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert found["baseline"]["rows"] == {"reused": 1200, "scored": 210}
     assert found["drift"]["exceeded"]
-    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == found
+    assert pq.read_table(tmp_path / "out" / "data").num_rows == found["rows"]["kept"] == 705
     again = run(grown["corpus"], tmp_path / "out", **settings)
-    for content in (found, again):
-        with pytest.raises(GateError, match="beyond --max-drift 0"):
-            check_drift(content)
+    assert again == found
+    with pytest.raises(GateError, match="beyond --max-drift 0"):
+        check_drift(again)
+    look = expected(grown["corpus"], tmp_path / "none", **settings)
+    assert (look.rows, look.sampled, look.kept) == (1410, 1410, 705)
+    assert look.cutoff == found["rule"]["cutoffs"][""]
+
+
+def test_a_dry_run_with_a_baseline_looks_and_writes_nothing(grown, tmp_path, caplog):
+    first = grown["folder"] / "first"
+    settings = {"checkpoint": grown["checkpoint"], "baseline": str(first)}
+    before = {path: path.stat().st_mtime_ns for path in first.rglob("*")}
+    caplog.set_level("INFO", "dataprune")
+    expected(grown["corpus"], tmp_path / "out", **settings)
+    assert "8 files unchanged, 2 new, 1 changed, 1 vanished" in caplog.text
+    for changes, message in (
+        ({"metric": ["margin"]}, "metric="),
+        ({"baseline": str(tmp_path)}, "is not the output of a finished run"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            expected(grown["corpus"], tmp_path / "out", **{**settings, **changes})
+    assert {path: path.stat().st_mtime_ns for path in first.rglob("*")} == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_proxies_are_used_again_and_unknown_labels_are_bad(tmp_path):
@@ -116,7 +168,10 @@ def test_proxies_are_used_again_and_unknown_labels_are_bad(tmp_path):
     options = {"proxy_seeds": 1, "proxy_epochs": 1, "max_bad_rows": "10"}
     first = run(corpus, tmp_path / "a", **options)
     pq.write_table(image_table(images[:4], labels[:4] + 40, range(4)), corpus / "new.parquet")
+    look = expected(corpus, tmp_path / "b", **options, baseline=str(tmp_path / "a"))
+    assert (look.rows, look.bad, look.seconds_proxy) == (604, 4, 0.0)
     second = run(corpus, tmp_path / "b", **options, baseline=str(tmp_path / "a"))
+    assert look.cutoff == second["rule"]["cutoffs"][""]
     weights = [(tmp_path / n / "proxy" / "seed-0.safetensors").read_bytes() for n in "ab"]
     assert weights[0] == weights[1]
     assert second["model"]["proxies"][0]["reused"]
