@@ -8,13 +8,23 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Leakage:
-    """Rows of the corpus that a test set holds too: ``examples`` pairs of (train, test) places."""
+    """Test rows that the corpus holds too.
+
+    Attributes:
+        exact: test rows whose encoded features are in the corpus.
+        near: others that are in it nearly.
+        test_rows: test rows compared; fewer than ``test_rows_in_all`` where they were sampled.
+        similarity: cosine from which a pair counts as near.
+        examples: pairs of (train, test) places, as ``file:row``.
+        test_rows_in_all: test rows there are.
+    """
 
     exact: int
     near: int
     test_rows: int
-    similarity: float  # cosine from which a pair counts as near
+    similarity: float
     examples: tuple[tuple[str, str], ...] = ()
+    test_rows_in_all: int = 0
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,12 @@ from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
 
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.io import open_corpus
 from dataprune_ray.io.output import remove_run
+from dataprune_ray.leaking import leakage
 from dataprune_ray.pipeline import prune
 from dataprune_ray.report import from_json
+from dataprune_ray.understanding import complete, understand
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -198,6 +201,35 @@ def test_an_unlabelled_corpus_is_judged_by_the_given_model(noisy, tmp_path):
     assert quality["neighbour_disagreement"] is None
     assert quality["suspected"] == quality["rescued"] == 0
     assert sum(rows for rows, _ in quality["clusters"]) == quality["rows"]
+
+
+def test_planted_leaks_are_found(tmp_path):
+    images, labels = digit_rows()
+    rng = np.random.default_rng(0)
+    noise = np.rint(rng.normal(0, 4, (15, 8, 8))).astype(int)
+    nearly = np.clip(images[300:315].astype(int) + noise, 0, 255).astype(np.uint8)
+    held = np.concatenate([images[1200:], images[40:60], nearly])
+    write_parquet(tmp_path / "train", image_table(images[:1200], labels[:1200]), files=2)
+    write_parquet(tmp_path / "test", image_table(held, labels[: len(held)]), files=2)
+    rows, test = (understanding_of(tmp_path / name) for name in ("train", "test"))
+    found = leakage(rows.rows, test.rows, rows.model)
+    assert found.exact == 20
+    assert 15 <= found.near <= 17  # a digit or two are alike without being planted
+    assert found.test_rows == found.test_rows_in_all == len(held)
+    assert len(found.examples) == 10
+    for one, other in found.examples:
+        file, row = other.split(":")
+        place = int(row) + (file == "001.parquet") * (len(held) // 2)
+        train = int(one.split(":")[1]) + (one[:3] == "001") * 600
+        assert np.abs(images[train].astype(int) - held[place]).mean() < 12
+    sampled = leakage(rows.rows, test.rows, rows.model, limit=100)
+    assert (sampled.test_rows, sampled.test_rows_in_all) == (100, len(held))
+    assert sampled.exact + sampled.near < found.exact + found.near
+
+
+def understanding_of(folder):
+    config = PruneConfig.from_flat({"input": str(folder), "output": "unused", "model": "mlp"})
+    return complete(understand(config, open_corpus(config.corpus)))
 
 
 @pytest.mark.parametrize(
