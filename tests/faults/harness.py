@@ -24,7 +24,9 @@ sys.path.insert(0, str(ROOT / "tests" / "integration"))
 from corpora import digit_rows, image_table, linear_checkpoint, write_parquet  # noqa: E402
 
 RUN_SECONDS = 240
-STAGES = ("scores", "decisions", "data")
+ORDER = ("start", "scores", "decisions", "data", "manifest", "finished")
+#: Files that the stages of an undisturbed run commit.
+FILES = {"scores": 36, "decisions": 36, "data": 23}
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,11 @@ def kill(pids):
 
 @dataclass(frozen=True)
 class Moment:
-    """So many files of a stage are committed by this attempt, and some milliseconds more."""
+    """So many files of a stage are committed by this attempt, and some seconds more.
+
+    The seconds end with the stage at the latest. The stage ``manifest`` lies between the last part
+    of the data and the manifest; ``start`` begins when the output is claimed.
+    """
 
     stage: str
     files: int
@@ -178,8 +184,9 @@ class Moment:
 
     @classmethod
     def random(cls, rng, stage):
-        most = {"start": 0, "scores": 20, "decisions": 30, "data": 20, "report.html": 0}[stage]
-        return cls(stage, rng.randint(0, most), rng.uniform(0, 0.15))
+        most = {"start": 0, "scores": 12, "decisions": 30, "data": 18, "manifest": 0}[stage]
+        seconds = {"start": 0.15, "scores": 0.15, "decisions": 0.03, "data": 0.03, "manifest": 1.0}
+        return cls(stage, rng.randint(0, most), rng.uniform(0, seconds[stage]))
 
 
 def fresh(output, stage, since):
@@ -193,17 +200,35 @@ def fresh(output, stage, since):
     return count
 
 
+def is_fresh(path, since):
+    """Whether a file is newer than an attempt's start."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_mtime_ns > since
+    return False
+
+
+def stage_of(output, since):
+    """The stage that an attempt is in."""
+    output = Path(output)
+    if (output / "manifest.json").exists():
+        return "finished"
+    if fresh(output, "data", since) == FILES["data"]:
+        return "manifest"
+    if fresh(output, "data", since) or fresh(output, "decisions", since) == FILES["decisions"]:
+        return "data"
+    if fresh(output, "decisions", since) or fresh(output, "scores", 0) == FILES["scores"]:
+        return "decisions"
+    return "scores" if fresh(output, "scores", since) else "start"
+
+
 def reached(output, moment, since):
-    """Whether a moment has come, or a later stage has begun."""
+    """Whether a moment has come, but for its delay, or a later stage has begun."""
     if moment.stage == "start":
         return (Path(output) / "run.json").exists()
-    if moment.stage == "report.html":
-        path = Path(output) / "report.html"
-        return path.exists() and path.stat().st_mtime_ns > since
-    position = STAGES.index(moment.stage)
-    if any(fresh(output, stage, since) for stage in STAGES[position + 1 :]):
-        return True
-    return fresh(output, moment.stage, since) > moment.files
+    stage = stage_of(output, since)
+    if stage == moment.stage and stage != "manifest":
+        return fresh(output, stage, since) > moment.files
+    return ORDER.index(stage) >= ORDER.index(moment.stage)
 
 
 def wait_until(job, output, moment):
@@ -214,38 +239,53 @@ def wait_until(job, output, moment):
             return False
         assert time.monotonic() < deadline, job.log.read_text()
         time.sleep(0.004)
-    time.sleep(moment.delay)
+    over = time.monotonic() + moment.delay
+    while time.monotonic() < over and not _ends(output, moment.stage, job.started):
+        time.sleep(0.002)
     return True
 
 
+def _ends(output, stage, since):
+    """Whether a stage is about to end."""
+    if stage == "manifest":
+        return is_fresh(Path(output) / "report.html", since)
+    return stage != "start" and fresh(output, stage, since) >= FILES[stage] - 2
+
+
 def killed_rounds(corpus, output, log, stages, seed, environment=None):
-    """Kill and restart a run at a random moment of each stage, let the last one end; the kills."""
+    """Kill and restart a run at a random moment of each stage, let the last one end.
+
+    Returns the kills as (stage, driver alone), and the stages left because a kill came too late
+    for its stage or the run ended before.
+    """
     rng = random.Random(seed)
-    kills = []
+    kills, left = [], list(stages)
     for stage in stages:
         moment, driver_only = Moment.random(rng, stage), rng.random() < 0.5
         job = Job(corpus.command(output), log, environment)
         try:
             if not wait_until(job, output, moment):
-                assert job.process.returncode == 0, log.read_text()
+                assert job.wait() == 0, log.read_text()
                 break
+            found = stage_of(output, job.started)
             job.kill(driver_only=driver_only)
-            kills.append((moment, driver_only))
             if (Path(output) / "manifest.json").exists():
-                assert stage == "report.html", log.read_text()
                 break
+            if stage in {found, "start"}:
+                kills.append((stage, driver_only))
+                left.remove(stage)
             if driver_only:  # leftovers of the killed run and its successor live at once
                 time.sleep(rng.uniform(0, 0.5))
         finally:
             if not driver_only:
                 job.end()
-    committed = len(list((Path(output) / "scores").glob("*.parquet")))
+    committed = fresh(output, "scores", 0)
     finished = (Path(output) / "manifest.json").exists()
     assert Job(corpus.command(output), log, environment).wait() == 0, log.read_text()
     if committed and not finished:
         manifest = json.loads((Path(output) / "manifest.json").read_text())
         assert manifest["rows"]["scores_reused"] > 0
-    return kills
+    return kills, left
 
 
 # What must hold ----------------------------------------------------------------------------------
