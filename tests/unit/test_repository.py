@@ -24,8 +24,8 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 JOBS = {
     "prune.py": PruneConfig,
     "corpus.py": MakeCorpusConfig,
-    "compare": CompareConfig,
-    "tune": PruneConfig,
+    "compare.py": CompareConfig,
+    "tune.py": PruneConfig,
 }
 FLAGS_OF_OTHER_TOOLS = {"--working-dir", "--generate"}
 TOP_LEVEL = {
