@@ -75,6 +75,12 @@ class Round:
     held_out: Split | None
     tested: str  # fingerprint of a given test set
 
+    @property
+    def whole(self) -> Arm:
+        """The full arm, whether or not it is trained."""
+        first = self.entries[0].arm
+        return Arm(FULL, first.scores, first.fragments)
+
 
 def open_subjects(config: CompareConfig) -> list[Subject]:
     """The pruned outputs, all of one corpus.
@@ -275,7 +281,8 @@ def train_all(
         else:
             test, test_members = train, in_split(bout.held_out, train)
         placed = [(entry, members(entry.arm, train)) for entry in bout.entries]
-        full = max(found.rows for _, found in placed)
+        full = next((found.rows for entry, found in placed if entry.arm.name == FULL), 0)
+        full = full or members(bout.whole, train).rows
         for entry, found in placed:
             data = TrialData(train, found, test, test_members)
             trainings = plans(config, subjects, bout, entry, found.rows, full)
@@ -290,8 +297,9 @@ def _streamed(
     found = []
     for bout in bouts:
         sizes = [entry.arm.count() for entry in bout.entries]
+        full = bout.whole.count()
         for entry, rows in zip(bout.entries, sizes, strict=True):
-            for plan in plans(config, subjects, bout, entry, rows, max(sizes)):
+            for plan in plans(config, subjects, bout, entry, rows, full):
                 stream = StreamPlan(
                     plan,
                     bout.rows,

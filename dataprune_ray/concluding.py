@@ -46,7 +46,10 @@ def conclude(
     subject, gate = subjects[0], config.gate
     label = subject.understanding.label
     classes = () if label.task == "regression" else label.names or label.classes
-    arms = summarise(runs, classes, gate.confidence)
+    scored = int(subject.manifest["rows"]["kept"]) + int(subject.manifest["rows"]["dropped"])
+    held_out = config.arms.test is None
+    full_rows = {run.fold: scored - (run.test_rows if held_out else 0) for run in runs}
+    arms = summarise(runs, classes, gate.confidence, full_rows)
     budget = "updates" if config.train.budget == "both" else config.train.budget
     names = {arm.arm for arm in arms}
     passed = True

@@ -16,6 +16,8 @@ from dataprune_ray.models import core_of, last_linear
 from dataprune_ray.recipes import Recipe, autocast, loss_of, make_optimiser, make_schedule
 
 _TEST_ROWS = 1024
+#: A variance below this share of the mean square is what rounding leaves of none.
+_ROUNDING = 1e-12
 
 
 class Batch(NamedTuple):
@@ -115,8 +117,13 @@ def shuffled(
 
     The last batch of an epoch may be short. Among several workers (``world``) all batches are
     full, filled up from the start of the epoch, and every worker makes ``per_epoch`` of them.
+
+    Raises:
+        ValueError: there is no row.
     """
     rows = len(targets)
+    if not rows:
+        raise ValueError("there is no row to train on")
     steps = per_epoch or math.ceil(rows / size)
     generator = torch.Generator().manual_seed(seed)
     while True:
@@ -134,8 +141,8 @@ def shuffled(
 class TestSums:
     """Mergeable results of a test: losses and rows, correct and tested rows by class.
 
-    ``squares`` is the sum of squared errors, ``total`` and ``total_squares`` the moments of the
-    targets, for regression.
+    For regression, ``squares`` is the sum of squared errors, ``total`` and ``total_squares`` are
+    the sums of the targets and of their squares, both counted from any one value.
     """
 
     loss: float
@@ -147,11 +154,13 @@ class TestSums:
     total_squares: float = 0.0
 
     def score(self) -> float:
-        """Points: accuracy in percent, or 100 R² for regression."""
+        """Points: accuracy in percent, or 100 R² for regression (0 for constant targets)."""
         if self.tested:
             return 100.0 * sum(self.correct) / max(sum(self.tested), 1)
         spread = self.total_squares - self.total**2 / max(self.rows, 1)
-        return 100.0 * (1.0 - self.squares / spread) if spread > 0 else 0.0
+        if spread <= _ROUNDING * self.total_squares:
+            return 0.0
+        return 100.0 * (1.0 - self.squares / spread)
 
     def class_scores(self) -> tuple[float | None, ...]:
         """Accuracy in percent by class, None where no row has it."""
@@ -204,8 +213,8 @@ def evaluate(
                 outputs = model(inputs.to(device)).float()
             rows += len(targets)
             if regression:
-                aims = targets.double()
-                errors = outputs[:, 0].double() * label.std + label.mean - aims
+                aims = targets.double() - label.mean
+                errors = outputs[:, 0].double() * label.std - aims
                 parts = [(errors / label.std).square(), errors.square(), aims, aims.square()]
                 sums += torch.stack([part.sum() for part in parts])
                 continue

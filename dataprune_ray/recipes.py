@@ -58,8 +58,11 @@ def check_recipe(recipe: Recipe, features: FeatureSpec) -> None:
     """Refuse what does not fit the features.
 
     Raises:
-        ConfigError: augmentation of something that is not an image.
+        ConfigError: augmentation of something that is not an image, or a warm-up before a
+            schedule that has its own.
     """
+    if recipe.warmup and recipe.schedule == "one_cycle":
+        raise ConfigError("warmup", recipe.warmup, "one_cycle has a rise of its own; leave it out")
     if recipe.augment and features.modality != "image":
         raise ConfigError(
             "augment", recipe.augment, f"is for images; the features are {features.modality}"

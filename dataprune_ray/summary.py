@@ -90,15 +90,13 @@ def comparison_text(found: dict[str, Any]) -> str:
     for arm in found["arms"]:
         lines.append(
             f"  {arm['arm']:<{width}}  {arm['budget']:<7}  {arm['rows']:>11,}  "
-            f"{100 * arm['keep']:>6.2f}%  {arm['mean']:>8.2f} ± {arm['std']:>4.2f}"
+            f"{100 * arm['keep']:>6.2f}%  {_points(arm['mean'], arm['std'])}"
             f"  {_interval(arm['to_full']):>22}  {_interval(arm['to_random']):>22}"
             f"  {arm['updates']:>9,.0f}  {arm['seconds']:>8.1f}"
         )
         if arm["worst_class"] and arm["arm"] == "pruned":
             name, change = arm["worst_class"]
-            lines.append(
-                f"  {'':<{width}}  the class that changed most: {name}, {change:+.2f} points"
-            )
+            lines.append(f"  {'':<{width}}  worst change of a class: {name}, {change:+.2f} points")
     lines += ["", *_cost_lines(found["costs"])]
     lines.append(f"Gate {'passed' if found['passed'] else 'FAILED'}: {' '.join(found['reasons'])}")
     lines += [f"Note: {note}" for note in found["notes"]]
@@ -111,8 +109,14 @@ def comparison_text(found: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _points(mean: float | None, std: float | None) -> str:
+    if mean is None or std is None:
+        return f"{'diverged':>15}"
+    return f"{mean:>8.2f} ± {std:>4.2f}"
+
+
 def _interval(value: dict[str, Any] | None) -> str:
-    if value is None:
+    if value is None or value["mean"] is None:
         return ""
     if value["low"] is None:
         return f"{value['mean']:+.2f} [one pair]"
@@ -155,7 +159,7 @@ def tuned_text(found: dict[str, Any]) -> str:
     for step in found["steps"]:
         lines.append(
             f"  {step['round']:>5}  {100 * step['keep']:>5.4g}%  {step['candidate']:<{width}}  "
-            f"{step['updates']:>9,}  {step['mean']:>8.2f} ± {step['std']:>4.2f}"
+            f"{step['updates']:>9,}  {_points(step['mean'], step['std'])}"
             f"{'' if step['survived'] else '   dropped'}"
         )
     output = found["output"].rstrip("/")

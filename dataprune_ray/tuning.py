@@ -189,7 +189,7 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
     """Refuse a search that cannot be made; nothing was read or trained yet.
 
     Raises:
-        ConfigError: there is no label, or a candidate does not exist.
+        ConfigError: there is no label, or a candidate does not exist or does not fit.
     """
     label = understanding.label
     if label.column is None:
@@ -199,6 +199,8 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
         one = Candidate.parse(text)
         if get_strategy(one.strategy).needs_labels and not grouped:
             raise ConfigError("candidates", text, "needs classes")
+        if all(one.beta + keep > 1 for keep in config.tune.keeps or [config.select.keep]):
+            raise ConfigError("candidates", text, "cuts off more than any asked keep leaves")
     for keep in config.tune.keeps:
         if not 0 < keep < 1:
             raise ConfigError("keeps", keep, "lies between 0 and 1")
@@ -285,7 +287,7 @@ def _best_at(
         seeds = range(number * _SEEDS_PER_ROUND, (number + 1) * _SEEDS_PER_ROUND)
         runs = bench.run([arms[one] for one in alive], seeds, updates)
         means = {one: _scores(runs, one) for one in alive}
-        ranked = sorted(alive, key=lambda one: -float(np.mean(means[one])))
+        ranked = sorted(alive, key=lambda one: _rank(means[one]))
         best = ranked[0]
         keeping = max(1, math.ceil(len(ranked) / 2))
         survivors = {*ranked[:keeping], RANDOM_CANDIDATE}
@@ -362,6 +364,12 @@ def _gate(
         confidence=config.gate.confidence,
         beat_random=config.gate.beat_random,
     )
+
+
+def _rank(scores: Sequence[float]) -> float:
+    """Ascending from the best mean; trainings that diverged come last."""
+    mean = float(np.mean(scores))
+    return -mean if math.isfinite(mean) else math.inf
 
 
 def _scores(runs: Sequence[TrialRun], candidate: Candidate) -> list[float]:

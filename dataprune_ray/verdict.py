@@ -8,7 +8,7 @@ and Bengio 2003, "Inference for the generalization error").
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -206,19 +206,31 @@ def differences(runs: Sequence[TrialRun], arm: str, other: str, budget: str) -> 
 
 
 def overlap_of(runs: Sequence[TrialRun], arm: str = FULL) -> float:
-    """Test rows over training rows where several folds were run; 0 for one test set."""
-    chosen = [run for run in runs if run.arm == arm]
-    if len({run.fold for run in chosen}) < 2:  # noqa: PLR2004 - one fold is one test set
+    """Test rows over training rows where several folds were run; 0 for one test set.
+
+    Without a run of the full arm, a fold's training rows are the test rows of all other folds.
+    """
+    tested = {run.fold: run.test_rows for run in runs}
+    if len(tested) < 2:  # noqa: PLR2004 - one fold is one test set
         return 0.0
+    chosen = [run for run in runs if run.arm == arm]
+    if not chosen:
+        return 1 / (len(tested) - 1)
     return sum(run.test_rows for run in chosen) / max(sum(run.rows for run in chosen), 1)
 
 
 def summarise(
-    runs: Sequence[TrialRun], classes: Sequence[str], confidence: float
+    runs: Sequence[TrialRun],
+    classes: Sequence[str],
+    confidence: float,
+    full_rows: Mapping[int | None, int] | None = None,
 ) -> tuple[ArmSummary, ...]:
-    """Every arm under every budget, in the order in which they first occur."""
+    """Every arm under every budget, in the order in which they first occur.
+
+    ``full_rows`` are those of the full arm by fold, for where it was not run.
+    """
     overlap = overlap_of(runs)
-    full_rows = {r.fold: r.rows for r in runs if r.arm == FULL}
+    full_rows = {**(full_rows or {}), **{r.fold: r.rows for r in runs if r.arm == FULL}}
     found = []
     for arm, budget in dict.fromkeys((run.arm, run.budget) for run in runs):
         mine = [run for run in runs if (run.arm, run.budget) == (arm, budget)]
@@ -312,7 +324,6 @@ def judge(
         bound, mean = lower_bound(pairs, confidence, overlap), float(np.mean(pairs))
         clear = bound > limit
         passed = passed and clear
-        count = "pair" if len(pairs) == 1 else "pairs"
         if len(pairs) == 1:
             reasons.append(
                 f"{arm} minus {other}: {mean:+.2f} points in a single pair, which cannot show "
@@ -321,7 +332,7 @@ def judge(
             continue
         where = "above" if clear else "not above"
         reasons.append(
-            f"{arm} minus {other}: {mean:+.2f} points over {len(pairs)} {count}; with "
+            f"{arm} minus {other}: {mean:+.2f} points over {len(pairs)} pairs; with "
             f"{100 * confidence:g} % confidence at least {bound:+.2f}, {where} the {limit:+.2f} "
             "that the gate asks for."
         )
