@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from dataprune_ray.comparing import FOLDER, Round
@@ -20,7 +20,9 @@ from dataprune_ray.io.filesystems import (
     write_bytes,
 )
 from dataprune_ray.io.output import REPORT, REPORT_DATA, RUN_FILE, entries_of
+from dataprune_ray.leaking import leakage
 from dataprune_ray.manifest import versions, without_secrets
+from dataprune_ray.quality import Leakage
 from dataprune_ray.report import from_json, render, render_comparison
 from dataprune_ray.subjects import Subject
 from dataprune_ray.verdict import (
@@ -36,11 +38,19 @@ from dataprune_ray.verdict import (
 RESULT = "comparison.json"
 
 
+def shared_rows(config: CompareConfig, bouts: Sequence[Round]) -> Leakage | None:
+    """Rows of a given test set that the corpus holds too; None where none is given."""
+    if config.arms.test is None:
+        return None
+    return leakage(bouts[0].rows, bouts[0].test, bouts[0].model)
+
+
 def conclude(
     config: CompareConfig,
     subjects: Sequence[Subject],
     bouts: Sequence[Round],
     runs: Sequence[TrialRun],
+    shared: Leakage | None,
 ) -> Comparison:
     """Means, intervals, costs and the verdict."""
     subject, gate = subjects[0], config.gate
@@ -76,7 +86,7 @@ def conclude(
         beat_random=gate.beat_random,
         passed=passed,
         reasons=reasons,
-        notes=tuple(_notes(config, subjects, bouts, runs)),
+        notes=tuple(_notes(config, subjects, bouts, runs, shared)),
     )
 
 
@@ -95,8 +105,14 @@ def _notes(
     subjects: Sequence[Subject],
     bouts: Sequence[Round],
     runs: Sequence[TrialRun],
+    shared: Leakage | None,
 ) -> Iterator[str]:
     subject = subjects[0]
+    if shared is not None and shared.exact + shared.near:
+        yield (
+            f"Of {shared.test_rows:,} test rows compared, {shared.exact:,} are in the corpus too, "
+            f"and {shared.near:,} nearly so (cosine {shared.similarity:g})."
+        )
     if config.arms.test is None:
         if subject.config.model.checkpoint:
             yield (
@@ -146,6 +162,7 @@ def write(
     config: CompareConfig,
     subjects: Sequence[Subject],
     comparison: Comparison,
+    shared: Leakage | None,
     root: str,
     command: str,
 ) -> dict[str, Any]:
@@ -153,6 +170,7 @@ def write(
     content = {
         "format_version": 1,
         **comparison.to_json(),
+        "leakage": None if shared is None else asdict(shared),
         "pruned": [redact(subject.root) for subject in subjects],
         "content_hash": subjects[0].manifest["content_hash"],
         "settings": without_secrets(config.flat()),
@@ -160,7 +178,7 @@ def write(
         "command": command,
         "output": redact(root),
     }
-    write_bytes(join(root, REPORT), _page(subjects, comparison, root, content).encode())
+    write_bytes(join(root, REPORT), _page(subjects, comparison, shared, root, content).encode())
     write_bytes(
         join(root, RESULT), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
     )
@@ -168,12 +186,19 @@ def write(
 
 
 def _page(
-    subjects: Sequence[Subject], comparison: Comparison, root: str, content: dict[str, Any]
+    subjects: Sequence[Subject],
+    comparison: Comparison,
+    shared: Leakage | None,
+    root: str,
+    content: dict[str, Any],
 ) -> str:
     """The pruned output's own report with the comparison added, or a page of the comparison."""
     stored = join(root, REPORT_DATA)
     if exists(stored):
-        return render(replace(from_json(read_bytes(stored)), comparison=comparison))
+        data = replace(from_json(read_bytes(stored)), comparison=comparison)
+        if data.quality is not None:
+            data = replace(data, quality=replace(data.quality, leakage=shared))
+        return render(data)
     shown = tuple((name, str(value)) for name, value in content["settings"].items())
     return render_comparison(
         comparison,

@@ -43,7 +43,8 @@ _FOLDER = "quality"
 
 def is_asked(config: PruneConfig) -> bool:
     """Whether the settings ask for the quality pass."""
-    return config.quality.quality or config.quality.rescue > 0
+    chosen_by_trial = config.select.strategy == AUTO  # the noise share sets what is tried
+    return config.quality.quality or config.quality.rescue > 0 or chosen_by_trial
 
 
 def check(config: PruneConfig, understanding: Understanding) -> None:

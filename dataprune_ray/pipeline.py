@@ -128,12 +128,14 @@ def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     corpus, reuse = stages.planned(config, open_corpus(config.corpus))
     understanding = understand(config, corpus)
     tuning.check(config, understanding)
+    judging.check(config, understanding)
     with locked(config.write.output), cluster(config.run.address) as found:
         output = stages.claim_output(config, corpus)
         with tidied(output):
             scored = _scored(config, corpus, understanding, output, found, journal, reuse)
+            marks = _judged(config, scored, output, journal)
             with journal.stage("choose strategy"):
-                tuned = _tuned(config, scored, output)
+                tuned = _tuned(config, scored, output, marks)
             return trying.write(config, scored.scores, tuned, output, journal, command)
 
 
@@ -153,8 +155,9 @@ def compare(config: CompareConfig, command: str = "") -> dict[str, Any]:
             concluding.forget(root)
         bouts = comparing.rounds(config, subjects, root)
         runs = comparing.train_all(config, subjects, bouts, root)
-        comparison = concluding.conclude(config, subjects, bouts, runs)
-        return concluding.write(config, subjects, comparison, root, command)
+        shared = concluding.shared_rows(config, bouts)
+        comparison = concluding.conclude(config, subjects, bouts, runs, shared)
+        return concluding.write(config, subjects, comparison, shared, root, command)
 
 
 # Parts that recipes share ------------------------------------------------------------------------
@@ -198,9 +201,17 @@ def _scored(
     return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores)
 
 
-def _tuned(
-    config: PruneConfig, scored: _Scored, output: Output, marks: Marks | None = None
-) -> Tuned:
+def _judged(config: PruneConfig, scored: _Scored, output: Output, journal: Journal) -> Marks | None:
+    if not judging.is_asked(config):
+        return None
+    with journal.stage("quality"):
+        table = judging.judge_rows(
+            config, scored.understanding, scored.corpus, scored.scores, output
+        )
+        return Marks.of(table)
+
+
+def _tuned(config: PruneConfig, scored: _Scored, output: Output, marks: Marks | None) -> Tuned:
     noise = None if marks is None or marks.noise is None else marks.noise.share
     return tuning.choose(
         config, scored.understanding, scored.corpus, scored.scores, output.root, noise
@@ -219,10 +230,8 @@ def _prune_on(
 ) -> dict[str, Any]:
     scored = _scored(config, corpus, understanding, output, found, journal, reuse)
     corpus, understanding, scores = scored.corpus, scored.understanding, scored.scores
-    asked, tuned, marks = config, None, None
-    if judging.is_asked(config):
-        with journal.stage("quality"):
-            marks = Marks.of(judging.judge_rows(config, understanding, corpus, scores, output))
+    asked, tuned = config, None
+    marks = _judged(config, scored, output, journal)
     if config.select.strategy == AUTO:
         with journal.stage("choose strategy"):
             tuned = _tuned(config, scored, output, marks)
