@@ -113,6 +113,8 @@ def _notes(
             f"Of {shared.test_rows:,} test rows compared, {shared.exact:,} are in the corpus too, "
             f"and {shared.near:,} nearly so (cosine {shared.similarity:g})."
         )
+    if subject.manifest["settings"].get("scores"):
+        yield "The cut was made from another run's scores; what they cost is not counted."
     if config.arms.test is None:
         if subject.config.model.checkpoint:
             yield (

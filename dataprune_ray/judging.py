@@ -43,8 +43,9 @@ _FOLDER = "quality"
 
 def is_asked(config: PruneConfig) -> bool:
     """Whether the settings ask for the quality pass."""
-    chosen_by_trial = config.select.strategy == AUTO  # the noise share sets what is tried
-    return config.quality.quality or config.quality.rescue > 0 or chosen_by_trial
+    if config.select.strategy == AUTO and not config.tune.candidates:
+        return True  # the noise share sets what is tried
+    return config.quality.quality or config.quality.rescue > 0
 
 
 def check(config: PruneConfig, understanding: Understanding) -> None:

@@ -37,7 +37,10 @@ class CorpusConfig(Stage):
         "auto", description="what the label is; auto: regression for a floating-point label"
     )
     num_classes: int | None = Field(
-        None, ge=1, description="labels outside 0..N-1 are bad rows; default: from the corpus"
+        None,
+        ge=1,
+        description="labels outside 0..N-1 are bad rows; outputs of the model where there "
+        "is no label; default: from the corpus",
     )
     image_size: int | None = Field(
         None, ge=1, description="resize the short side and centre-crop to this many pixels"

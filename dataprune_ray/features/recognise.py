@@ -97,14 +97,14 @@ def _label(
 ) -> LabelSpec:
     if config.label == "none":
         notes.append("no label, as asked")
-        return LabelSpec(None)
+        return _unlabelled(config)
     name = config.label
     if name is None:
         known = [n for n in schema.names if n.lower() in LABEL_NAMES and n not in LABEL_NAMES]
         name = next((n for n in (*LABEL_NAMES, *known) if _is_label(n, schema, sample)), None)
         if name is None:
             notes.append("no label column recognised; --label names one")
-            return LabelSpec(None)
+            return _unlabelled(config)
         notes.append(f"label column {name!r} (recognised)")
     _require("label", name, schema)
     values = plain_labels(column(sample, name))
@@ -123,6 +123,11 @@ def _label(
     count = config.num_classes or (len(names) if names else None)
     classes = tuple(map(str, range(count))) if count and stored == "int64" else ()
     return LabelSpec(name, "classification", stored, classes, names + classes[len(names) :])
+
+
+def _unlabelled(config: CorpusConfig) -> LabelSpec:
+    """No label; a given model's outputs are as many as ``num_classes`` says."""
+    return LabelSpec(None, classes=tuple(map(str, range(config.num_classes or 0))))
 
 
 def _mostly_numbers(raw: pa.Array, texts: pa.Array) -> pa.Array:

@@ -111,7 +111,8 @@ def test_its_settings_prune_as_the_automatic_strategy_does(noisy, tuned):
     best = yaml.safe_load((noisy["folder"] / "tuned" / "best.yaml").read_text())
     assert best["strategy"] == tuned["strategy"]
     by_file = prune(PruneConfig.from_flat({**best, "output": str(noisy["folder"] / "by-file")}))
-    by_auto = prune(settings(noisy, "by-auto", strategy="auto"))
+    by_auto = prune(settings(noisy, "by-auto", strategy="auto", quality=True))
+    assert by_auto["tuned"]["noise_share"] == pytest.approx(NOISY, abs=0.08)
     assert by_auto["tuned"]["chosen"] == tuned["chosen"]
     assert by_auto["strategy"] == tuned["strategy"]
     assert by_auto["content_hash"] == by_file["content_hash"]
@@ -122,14 +123,19 @@ def test_its_settings_prune_as_the_automatic_strategy_does(noisy, tuned):
     assert "How the strategy was found" in (noisy["folder"] / "by-auto/report.html").read_text()
 
 
-def test_the_smallest_keep_that_passes_is_taken_and_none_is_an_error(noisy):
-    changes = {"candidates": ["class_balanced"], "rounds": 1, "keeps": [0.6, 0.2, 0.4]}
-    found = tune(settings(noisy, "any", **changes, max_drop=90.0))
+def test_the_smallest_keep_that_passes_is_taken_and_none_is_an_error(noisy, tuned):
+    changes = {
+        "candidates": ["class_balanced"],
+        "rounds": 1,
+        "scores": f"{tuned['output']}/scores",
+        "epochs": 2,
+    }
+    found = tune(settings(noisy, "any", **changes, keeps=[0.6, 0.2], max_drop=90.0))
     assert found["keep"] == 0.2
-    assert {step["keep"] for step in found["steps"]} == {0.6, 0.4, 0.2}
+    assert {step["keep"] for step in found["steps"]} == {0.6, 0.2}
     strict = {"max_drop": 0.0, "confidence": 0.999, "keeps": [0.02]}
     with pytest.raises(GateError, match=r"no keep of 0\.02 passes"):
-        tune(settings(noisy, "strict", **{**changes, **strict}))
+        tune(settings(noisy, "strict", **changes, **strict))
 
 
 @pytest.mark.parametrize(
