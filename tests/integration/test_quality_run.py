@@ -148,7 +148,12 @@ def test_coverage_adds_up_and_the_report_shows_it(noisy, run):
     assert sum(shown.histogram.kept) == manifest["rows"]["kept"]
     titles = {gallery.title for gallery in shown.galleries}
     assert {"Rescued", "Suspected mislabelled"} <= titles
-    assert ("Dropped outliers" in titles) == (quality["dropped_density_outliers"] > 0)
+    _, judged, decisions = joined(output)
+    far = judged["neighbour_distance"].to_numpy()
+    q1, q3 = np.quantile(far, [0.25, 0.75], method="inverted_cdf")
+    outliers = (far > q3 + 1.5 * (q3 - q1)) & ~decisions["kept"].to_numpy()
+    assert quality["dropped_density_outliers"] == outliers.sum()
+    assert ("Dropped outliers" in titles) == outliers.any()
 
 
 def test_a_resumed_run_reuses_what_was_judged(noisy, run):
@@ -185,15 +190,17 @@ def test_another_layout_gives_the_same_judgements(noisy, run, tmp_path):
 
 
 def test_an_unlabelled_corpus_is_judged_by_the_given_model(noisy, tmp_path):
+    images, _ = digit_rows()
+    one = np.zeros(len(images), np.int64)
+    checkpoint = linear_checkpoint(tmp_path / "one.pt", images, one, classes=1)
     quality = prune(
         settings(
             noisy,
             tmp_path / "out",
             label="none",
-            num_classes=10,
-            metric=["entropy"],
+            metric=["output_magnitude"],
             model="linear",
-            checkpoint=[noisy["checkpoint"]],
+            checkpoint=[checkpoint],
             rescue=0.0,
         )
     )["quality"]
