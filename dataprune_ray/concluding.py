@@ -180,11 +180,11 @@ def write(
         "command": command,
         "output": redact(root),
     }
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     write_bytes(join(root, REPORT), _page(subjects, comparison, shared, root, content).encode())
-    write_bytes(
-        join(root, RESULT), (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-    )
-    return content
+    write_bytes(join(root, RESULT), text.encode())
+    stored: dict[str, Any] = json.loads(text)
+    return stored
 
 
 def _page(
