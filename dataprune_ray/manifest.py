@@ -217,6 +217,7 @@ def score_histogram(
         dropped=tuple(dropped.tolist()),
         cutoff=cutoff,
         kept_end=rule.end or "random",
+        spread=not outcome.understanding.strategy.by_rank,
         overridden=outcome.overridden,
     )
 

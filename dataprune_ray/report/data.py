@@ -23,6 +23,7 @@ class ScoreHistogram:
     dropped: tuple[int, ...]
     cutoff: float | None
     kept_end: str  # "high", "low" or "random"
+    spread: bool = False  # rows are taken from all scores, not from one end
     overridden: bool = False  # the user turned the metric's own polarity around
 
 

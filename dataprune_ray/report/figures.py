@@ -118,6 +118,8 @@ def scores(histogram: ScoreHistogram) -> Scores:
 
 
 def _direction(histogram: ScoreHistogram) -> str:
+    if histogram.spread:
+        return "Rows are taken from all scores, not from one end first."
     match histogram.kept_end:
         case "high":
             return "Higher is worth keeping: rows with the highest scores are kept first."

@@ -46,6 +46,7 @@ class Strategy:
         uses_keep: the ``keep`` setting decides how many rows are kept.
         compile: ``(population, config, info) -> KeepRule``; raises ConfigError where the settings
             and the scores do not fit. A population without rows gives a rule that keeps nothing.
+        by_rank: rows rank from the kept end; False where they are spread over all scores.
         uses_beta: the ``beta`` share of the rows at the kept end is cut off as noise.
     """
 
@@ -57,6 +58,7 @@ class Strategy:
     uses_keep: bool
     compile: Callable[[Population, SelectConfig, ScoreInfo], KeepRule]
     uses_beta: bool = False
+    by_rank: bool = True
 
 
 def share_of(share: Fraction, rows: int) -> int:

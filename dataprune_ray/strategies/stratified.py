@@ -172,4 +172,5 @@ STRATIFIED = Strategy(
     uses_keep=True,
     compile=stratified,
     uses_beta=True,
+    by_rank=False,
 )

@@ -100,4 +100,5 @@ WEIGHTED = Strategy(
     uses_keep=True,
     compile=weighted,
     uses_beta=True,
+    by_rank=False,
 )

@@ -163,6 +163,12 @@ def test_direction_is_said(kept_end, said):
     assert "set by the user" not in plain
 
 
+def test_rows_spread_over_all_scores_have_no_first_end():
+    text = Page(render(report(histogram=histogram(kept_end="high", spread=True)))).text
+    assert "Rows are taken from all scores, not from one end first." in text
+    assert "are kept first" not in text
+
+
 def test_overridden_direction_is_said():
     text = Page(render(report(histogram=histogram(kept_end="low", overridden=True)))).text
     assert "The direction was set by the user, against the metric's own" in text
