@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any
 
@@ -16,8 +17,9 @@ import pyarrow.parquet as pq
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
+from dataprune_ray.engine import NOTE
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.filesystems import atomic_output, exists, join, open_input, remove_file, stamp
 from dataprune_ray.io.judgements import EVIDENCE, evidence_of
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
@@ -65,15 +67,28 @@ class Decided:
     bad_by_class: Counter[str] = field(default_factory=Counter)
     reasons: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
+    reused: int = 0  # rows whose decisions an earlier attempt had committed
 
     def merge(self, other: Decided) -> None:
         """Add another count."""
         self.rows += other.rows
         self.kept += other.kept
         self.bad += other.bad
+        self.reused += other.reused
         self.digest = (self.digest + other.digest) & _MASK_128
         for name in ("kept_by_class", "dropped_by_class", "bad_by_class", "reasons", "errors"):
             getattr(self, name).update(getattr(other, name))
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready; the digest as hex."""
+        content = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {**content, "digest": f"{self.digest:032x}"}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Decided:
+        """What `to_json` described."""
+        counters = {n: Counter(v) for n, v in content.items() if isinstance(v, dict)}
+        return cls(**{**content, **counters, "digest": int(content["digest"], 16)})
 
     @property
     def content_hash(self) -> str:
@@ -85,7 +100,10 @@ class Decided:
 def decide(
     plan: WritePlan, fragments: tuple[Fragment, ...], progress: Callable[[Decided], None]
 ) -> tuple[Decided, list[int]]:
-    """Write decisions and quarantine of every fragment; all counts, and kept rows by fragment."""
+    """Write decisions and quarantine of every fragment; all counts, and kept rows by fragment.
+
+    What an earlier attempt decided by the same rule from the same scores is not decided again.
+    """
     names = {f"{fragment.name}.parquet" for fragment in fragments}
     for folder in ("decisions", "quarantine"):
         remove_other_fragments(join(plan.output, folder), names)
@@ -100,13 +118,17 @@ def decide(
 
 def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
     position, fragment = item
+    name = f"{fragment.name}.parquet"
+    path, basis = join(plan.output, "decisions", name), _basis(plan, fragment)
+    found = _committed(path, basis)
+    if found is not None:
+        return position, replace(found, reused=found.rows)
     counts = Decided()
     layout = schema.decision_schema(plan.label_type)
-    name = f"{fragment.name}.parquet"
     bad: list[pa.Table] = []
     with (
         open_input(plan.score_file(fragment)) as file,
-        atomic_output(join(plan.output, "decisions", name)) as stream,
+        atomic_output(path) as stream,
         pq.ParquetWriter(stream, layout) as writer,
     ):
         quality = _quality(plan, name)
@@ -122,11 +144,35 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
             writer.write_table(_decisions(plan, table.filter(right), evidence, counts))
             _count_bad(counts, wrong)
             counts.rows += table.num_rows
-    if bad:
-        _quarantine(join(plan.output, "quarantine", name), bad)
-    else:  # an earlier attempt may have found some
-        remove_file(join(plan.output, "quarantine", name))
+        note = {"basis": basis, "counts": counts.to_json()}
+        writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+        # The quarantine goes first: decisions that are there say that it is complete.
+        if bad:
+            _quarantine(join(plan.output, "quarantine", name), bad)
+        else:  # an earlier attempt may have found some
+            remove_file(join(plan.output, "quarantine", name))
     return position, counts
+
+
+def _basis(plan: WritePlan, fragment: Fragment) -> str:
+    """Hex digest of everything that a fragment's decisions depend on."""
+    scored = stamp(plan.score_file(fragment))
+    judged = stamp(join(plan.quality, f"{fragment.name}.parquet")) if plan.rescue else None
+    rule = json.dumps(plan.rule.to_json())
+    content = (rule, plan.metric, plan.grouped, plan.seed, str(plan.label_type), repr(plan.rescue))
+    return hashlib.sha256(repr((*content, scored, judged)).encode()).hexdigest()
+
+
+def _committed(path: str, basis: str) -> Decided | None:
+    """The counts of decisions that are there and were made on the same basis."""
+    if not exists(path):
+        return None
+    with open_input(path) as file:
+        note = (pq.read_metadata(file).metadata or {}).get(NOTE)
+    if note is None:
+        return None
+    content = json.loads(note)
+    return Decided.from_json(content["counts"]) if content["basis"] == basis else None
 
 
 def _quality(plan: WritePlan, name: str) -> pa.Table | None:

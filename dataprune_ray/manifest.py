@@ -87,6 +87,11 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
             "quarantined": decided.bad,
             "scores_reused": outcome.reused,
         },
+        "reused": {
+            "scores": outcome.reused,
+            "decisions": decided.reused,
+            "parts": sum(part.reused for part in outcome.written),
+        },
         "keep": {
             "requested": requested_keep(outcome),
             "achieved": outcome.achieved,
@@ -122,7 +127,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
             {"path": f.path, "size": f.size, "rows": f.rows, "version": f.version, "error": f.error}
             for f in outcome.corpus.files
         ],
-        "outputs": [asdict(part) for part in outcome.written],
+        "outputs": [part.to_json() for part in outcome.written],
         "scores": redact(outcome.scores),
         "settings": without_secrets(outcome.config.flat()),
         "warnings": list(outcome.warnings),
@@ -285,6 +290,13 @@ def _sentence(outcome: Outcome) -> str:
         parts.append(f"{text[0].upper()}{text[1:]}.")
     if outcome.reused:
         parts.append(f"{outcome.reused:,} rows had scores from an earlier run.")
+    if outcome.decided.reused:
+        copied = sum(part.reused for part in outcome.written)
+        share = f"{copied:,} of {len(outcome.written):,}"
+        parts.append(
+            f"An attempt that was cut off had decided {outcome.decided.reused:,} rows and written "
+            f"{share} parts."
+        )
     if outcome.overridden:
         parts.append(f"The kept end was set to {outcome.rule.end} by --keep-end.")
     return " ".join(parts)

@@ -47,6 +47,7 @@ from dataprune_ray.understanding import (
     understand,
 )
 from dataprune_ray.verdict import Tuned
+from dataprune_ray.writing import forget_records
 
 logger = logging.getLogger("dataprune")
 
@@ -277,4 +278,5 @@ def _prune_on(
     remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))
     content = manifest.manifest(outcome)
     write_bytes(output.path(MANIFEST), manifest.to_bytes(content))
+    forget_records(plan, written)
     return content

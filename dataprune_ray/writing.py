@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -24,7 +25,16 @@ from dataprune_ray.deciding import WritePlan
 from dataprune_ray.errors import BadDataError, StorageError
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus, Fragment, Span
-from dataprune_ray.io.filesystems import atomic_output, join, open_input, remove_file
+from dataprune_ray.io.filesystems import (
+    atomic_output,
+    exists,
+    join,
+    open_input,
+    read_bytes,
+    remove_file,
+    stamp,
+    write_bytes,
+)
 from dataprune_ray.io.leftovers import remove_other_parts
 from dataprune_ray.io.parquet import compression_of
 from dataprune_ray.tasks import run_tasks
@@ -55,6 +65,10 @@ class Part:
         """File name below ``data/``."""
         return f"part-{self.index:05d}.parquet"
 
+    def record(self, plan: WritePlan) -> str:
+        """Path of what is noted of it while its run is unfinished; hidden from Parquet readers."""
+        return join(plan.output, "decisions", f"_part-{self.index:05d}.json")
+
 
 @dataclass(frozen=True)
 class Written:
@@ -64,6 +78,11 @@ class Written:
     rows: int
     bytes: int
     sha256: str
+    reused: bool = field(default=False, compare=False)  # by an earlier attempt
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest lists it."""
+        return {"path": self.path, "rows": self.rows, "bytes": self.bytes, "sha256": self.sha256}
 
 
 def plan_parts(fragments: tuple[Fragment, ...], kept: list[int], rows_per_part: int) -> list[Part]:
@@ -93,6 +112,9 @@ def write_parts(
 ) -> list[Written]:
     """Write every part; their rows, bytes and checksums, in order.
 
+    A part is followed by a small record in ``decisions/``. With it, a part that an earlier attempt
+    copied from the same decisions is not copied again. The records are of no use to a finished run.
+
     Raises:
         BadDataError: a source file changed or broke since it was scored.
     """
@@ -120,6 +142,10 @@ def _source_style(corpus: Corpus) -> dict[str, Any]:
 
 def _write_part(plan: WritePlan, part: Part) -> Written:
     path = join(plan.output, "data", part.name)
+    record, basis = part.record(plan), _basis(plan, part)
+    found = _committed(path, record, basis)
+    if found is not None:
+        return found
     digest = _Hashing()
     rows = 0
     with (
@@ -136,7 +162,41 @@ def _write_part(plan: WritePlan, part: Part) -> Written:
         raise BadDataError(
             f"data/{part.name}: {rows} rows instead of {part.rows}; a source file changed"
         )
-    return Written(f"data/{part.name}", rows, digest.size, digest.hexdigest())
+    written = Written(f"data/{part.name}", rows, digest.size, digest.hexdigest())
+    note = {"basis": basis, "stamp": stamp(path), "written": written.to_json()}
+    write_bytes(record, json.dumps(note).encode())
+    return written
+
+
+def _basis(plan: WritePlan, part: Part) -> str:
+    """Hex digest of everything that a part's bytes depend on: which rows, from which decisions."""
+    sources = [
+        (piece.fragment.name, piece.first, piece.last, stamp(_decisions_of(plan, piece.fragment)))
+        for piece in part.slices
+    ]
+    layout = plan.schema.serialize().to_pybytes()
+    content = repr((plan.root, plan.format, plan.compression, plan.group_rows, sources))
+    return hashlib.sha256(content.encode() + layout).hexdigest()
+
+
+def _committed(path: str, record: str, basis: str) -> Written | None:
+    """A part that is there, unchanged since its record was written on the same basis."""
+    if not exists(record):
+        return None
+    note = json.loads(read_bytes(record))
+    if note["basis"] != basis or note["stamp"] != stamp(path):
+        return None
+    return Written(**note["written"], reused=True)
+
+
+def _decisions_of(plan: WritePlan, fragment: Fragment) -> str:
+    return join(plan.output, "decisions", f"{fragment.name}.parquet")
+
+
+def forget_records(plan: WritePlan, parts: list[Written]) -> None:
+    """Remove the parts' records, which a finished run has in its manifest."""
+    for index in range(len(parts)):
+        remove_file(Part(index, (), 0).record(plan))
 
 
 class _Hashing:
@@ -199,8 +259,7 @@ def _kept_batches(plan: WritePlan, part: Part) -> Iterator[pa.RecordBatch]:
 
 def _kept_masks(plan: WritePlan, piece: Slice) -> dict[str, npt.NDArray[np.int64]]:
     """Positions of the slice's kept rows, by file, ascending."""
-    path = join(plan.output, "decisions", f"{piece.fragment.name}.parquet")
-    with open_input(path) as file:
+    with open_input(_decisions_of(plan, piece.fragment)) as file:
         table = pq.read_table(file, columns=[schema.FILE, schema.ROW, schema.KEPT])
     kept = table.filter(table[schema.KEPT]).slice(piece.first, piece.last - piece.first)
     files = kept[schema.FILE].cast(pa.string()).to_numpy()

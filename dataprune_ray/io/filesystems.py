@@ -160,6 +160,18 @@ def _inside(folder: Path, root: Path, above: Path) -> bool:
     return not _hidden(folder.name) and real.is_relative_to(root) and not above.is_relative_to(real)
 
 
+def stamp(path: str) -> str | None:
+    """Size and modification time of a file as text, which tell versions of it apart.
+
+    None where there is no file.
+    """
+    filesystem, inner = resolve(path)
+    info = retried(filesystem.get_file_info, inner)
+    if info.type != pafs.FileType.File:
+        return None
+    return f"{info.size or 0}:{info.mtime_ns or 0}"
+
+
 def _file_info(info: pafs.FileInfo, relative: str) -> FileInfo:
     return FileInfo(relative, info.size or 0, str(info.mtime_ns or 0))
 

@@ -40,6 +40,7 @@ _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine|quality)/\d{6,}-[0-9a-f]{12}\.parquet"
     r"|scores/_(fit|plan|baseline)\.json"
+    r"|decisions/_part-\d{5,}\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
     r"|quality/(fold|reference)-\d+\.safetensors(\.json)?"
     r"|(tune|comparison)/trial-[0-9a-f]{16}\.json"

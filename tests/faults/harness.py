@@ -212,11 +212,11 @@ def stage_of(output, since):
     output = Path(output)
     if (output / "manifest.json").exists():
         return "finished"
-    if fresh(output, "data", since) == FILES["data"]:
+    if fresh(output, "data", 0) == FILES["data"]:
         return "manifest"
-    if fresh(output, "data", since) or fresh(output, "decisions", since) == FILES["decisions"]:
+    if fresh(output, "data", 0) or fresh(output, "decisions", 0) == FILES["decisions"]:
         return "data"
-    if fresh(output, "decisions", since) or fresh(output, "scores", 0) == FILES["scores"]:
+    if fresh(output, "decisions", 0) or fresh(output, "scores", 0) == FILES["scores"]:
         return "decisions"
     return "scores" if fresh(output, "scores", since) else "start"
 
@@ -227,7 +227,8 @@ def reached(output, moment, since):
         return (Path(output) / "run.json").exists()
     stage = stage_of(output, since)
     if stage == moment.stage and stage != "manifest":
-        return fresh(output, stage, since) > moment.files
+        begun = fresh(output, stage, since) > 0  # by this attempt: files of others do not count
+        return begun and fresh(output, stage, 0) > moment.files
     return ORDER.index(stage) >= ORDER.index(moment.stage)
 
 
@@ -249,7 +250,7 @@ def _ends(output, stage, since):
     """Whether a stage is about to end."""
     if stage == "manifest":
         return is_fresh(Path(output) / "report.html", since)
-    return stage != "start" and fresh(output, stage, since) >= FILES[stage] - 2
+    return stage != "start" and fresh(output, stage, 0) >= FILES[stage] - 2
 
 
 def killed_rounds(corpus, output, log, stages, seed, environment=None):
@@ -284,7 +285,7 @@ def killed_rounds(corpus, output, log, stages, seed, environment=None):
     assert Job(corpus.command(output), log, environment).wait() == 0, log.read_text()
     if committed and not finished:
         manifest = json.loads((Path(output) / "manifest.json").read_text())
-        assert manifest["rows"]["scores_reused"] > 0
+        assert manifest["rows"]["scores_reused"] == manifest["reused"]["scores"] > 0
     return kills, left
 
 

@@ -419,3 +419,41 @@ def test_preview_is_near_the_run_and_writes_nothing(digits, tmp_path):
     assert (window.cutoff_low, window.cutoff_high) == (ratio.cutoff_low, ratio.cutoff_high)
     trained = preview(settings(digits, tmp_path / "out", checkpoint=[], proxy_epochs=1))
     assert trained.seconds_proxy > 0
+
+
+def test_what_an_unfinished_run_decided_and_wrote_is_not_done_again(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr("dataprune_ray.pipeline.forget_records", lambda *_: None)
+    output = tmp_path / "out"
+    first = run(digits, output, part_rows=200)
+    assert first["reused"] == {"scores": 0, "decisions": 0, "parts": 0}
+    monkeypatch.undo()
+    (output / "manifest.json").unlink()  # as if it had been killed before the manifest
+    files = [p for f in ("decisions", "data", "scores") for p in (output / f).glob("*.parquet")]
+    parts = sorted((output / "data").glob("*.parquet"))
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    parts[1].unlink()
+    parts[2].write_bytes(parts[2].read_bytes()[:-1])
+    again = run(digits, output, part_rows=200)
+    rows = len(digits["table"])
+    assert again["reused"] == {"scores": rows, "decisions": rows, "parts": len(parts) - 2}
+    for path, (changed, content) in before.items():
+        assert path.read_bytes() == content
+        assert (path.stat().st_mtime_ns == changed) == (path not in parts[1:3])
+    assert again["outputs"] == first["outputs"]
+    assert again["content_hash"] == first["content_hash"]
+    assert not list((output / "decisions").glob("_part-*"))
+    assert "An attempt that was cut off" in (output / "report.html").read_text()
+
+
+def test_parts_of_another_cut_are_written_anew(digits, tmp_path, monkeypatch):
+    """Decisions that changed since a part was written make that part void."""
+    monkeypatch.setattr("dataprune_ray.pipeline.forget_records", lambda *_: None)
+    output = tmp_path / "out"
+    first = run(digits, output, part_rows=300)
+    (output / "manifest.json").unlink()
+    lost = min((output / "decisions").glob("*.parquet"))
+    lost.unlink()
+    again = run(digits, output, part_rows=300)
+    assert again["reused"]["decisions"] < len(digits["table"])
+    assert again["reused"]["parts"] < len(first["outputs"])
+    assert again["outputs"] == first["outputs"]
