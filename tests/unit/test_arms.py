@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprune_ray import arms, schema
@@ -15,6 +15,7 @@ from dataprune_ray.cutoff import Band, Block, KeepRule, MemoryPopulation, kept_c
 from dataprune_ray.errors import BadDataError, DataPruneError
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=12), st.floats(0, 1))
 def test_quotas_add_up_and_are_within_one_of_the_ideal(sizes, share):
     total = round(share * sum(sizes))
@@ -34,6 +35,7 @@ def population(groups, seed=0):
     return MemoryPopulation(blocks, ("a", "b", "c"))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=80), st.floats(0, 1), st.integers(0, 9))
 def test_random_arms_have_exactly_the_size_of_the_cut(groups, share, seed):
     rows = round(share * len(groups))

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss, r2_score, recall_score
 from torch import nn
@@ -20,6 +20,14 @@ from dataprune_ray.recipes import Recipe
 CPU = torch.device("cpu")
 CLASSES = LabelSpec("label", classes=("a", "b", "c"))
 COUNTS = st.integers(0, 1000)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def data(rows=50, classes=3):
@@ -36,6 +44,7 @@ def network(outputs=3):
 
 
 class TestShuffled:
+    @settings(deadline=None)
     @given(st.integers(1, 40), st.integers(1, 50), st.integers(0, 2**31))
     def test_each_epoch_holds_every_row_once(self, rows, size, seed):
         values = torch.arange(rows)
@@ -137,7 +146,7 @@ class TestLoop:
         outputs = loop.model(values)
         assert rows == 50
         assert correct == (outputs.argmax(1) == targets).sum()
-        assert loss / rows == pytest.approx(float(nn.CrossEntropyLoss()(outputs, targets)), 1e-4)
+        assert loss / rows == pytest.approx(nn.CrossEntropyLoss()(outputs, targets).item(), 1e-4)
 
     def test_what_augments_sees_each_batch(self):
         class Count(nn.Module):
@@ -214,6 +223,7 @@ class TestEvaluate:
 
 
 class TestTestSums:
+    @settings(deadline=None)
     @given(
         st.lists(COUNTS, min_size=1, max_size=5).flatmap(
             lambda t: st.tuples(st.just(t), st.tuples(*[st.integers(0, n) for n in t]))
@@ -249,6 +259,7 @@ class TestTestSums:
         whole = evaluate(network(1), label, in_order(values, targets), CPU)
         assert added.score() == pytest.approx(whole.score(), rel=1e-6)
 
+    @settings(deadline=None)
     @given(st.lists(st.tuples(st.floats(-50, 50), st.floats(-50, 50)), min_size=2, max_size=30))
     def test_r2_as_scikit_learn(self, pairs):
         targets, predicted = map(np.array, zip(*pairs, strict=True))

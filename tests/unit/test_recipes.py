@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, OneCycleLR
@@ -46,6 +46,7 @@ def rates(scheduler, optimiser, updates):
 
 
 class TestSchedules:
+    @settings(deadline=None)
     @given(
         st.sampled_from(SCHEDULES),
         st.integers(1, 300),

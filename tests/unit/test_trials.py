@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 from torch import nn
@@ -24,6 +24,14 @@ CLASSES = LabelSpec("label", classes=("a", "b", "c"))
 TARGET = LabelSpec("y", task="regression", stored="float64")
 TABLE = FeatureSpec("tabular", ("x",), (5,))
 WEIGHTS = np.random.default_rng(3).normal(size=(5, 3))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def plan(label=CLASSES, features=TABLE, **fields):
@@ -169,6 +177,7 @@ class TestPlans:
         assert run.class_scores[2] is None
         assert run_from_json(json.loads(json.dumps(asdict(run)))) == run
 
+    @settings(deadline=None)
     @given(st.integers(1, 5000), st.integers(1, 30))
     def test_curves_are_measured_at_even_distances(self, updates, points):
         found = curve_updates(updates, points)

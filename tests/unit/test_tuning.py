@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataprune_ray import trying, tuning
@@ -17,6 +17,7 @@ from dataprune_ray.tuning import Candidate, candidates
 from dataprune_ray.verdict import Interval, Tuned, TuneStep
 
 
+@settings(deadline=None)
 @given(st.floats(0.01, 0.99), st.one_of(st.none(), st.floats(0, 0.6)), st.booleans())
 def test_defaults_can_all_be_cut_and_hold_random(keep, noise, grouped):
     found = candidates((), keep, noise, grouped=grouped)

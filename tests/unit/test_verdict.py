@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -50,6 +50,7 @@ def gate(runs, **asked):
 
 
 class TestInterval:
+    @settings(deadline=None)
     @given(POINTS, CONFIDENCE)
     def test_is_the_interval_of_a_one_sample_t_test(self, values, confidence):
         found = interval(values, confidence)
@@ -59,12 +60,14 @@ class TestInterval:
         assert found.low == pytest.approx(expected.low, abs=1e-8)
         assert found.high == pytest.approx(expected.high, abs=1e-8)
 
+    @settings(deadline=None)
     @given(POINTS, CONFIDENCE)
     def test_the_lower_bound_is_that_of_a_one_sided_test(self, values, confidence):
         test = stats.ttest_1samp(values, 0.0, alternative="greater")
         expected = test.confidence_interval(confidence).low
         assert lower_bound(values, confidence) == pytest.approx(expected, abs=1e-8)
 
+    @settings(deadline=None)
     @given(POINTS, st.integers(2, 20), CONFIDENCE)
     def test_over_folds_it_is_the_corrected_resampled_t_test(self, values, folds, confidence):
         train, test = 1000 * (folds - 1), 1000
@@ -182,6 +185,7 @@ class TestSummaries:
 
 
 class TestGate:
+    @settings(deadline=None)
     @given(POINTS, st.integers(0, 300).map(lambda n: n / 100), CONFIDENCE)
     def test_is_a_one_sided_test_of_non_inferiority(self, changes, max_drop, confidence):
         runs = trials(FULL, [90.0] * len(changes)) + trials(PRUNED, [90 + c for c in changes])
