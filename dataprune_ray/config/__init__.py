@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataprune_ray.config.base import (
     OPERATIONAL,
+    Job,
     Stage,
     build,
     flatten,
@@ -44,6 +45,7 @@ __all__ = [
     "CompareRunConfig",
     "CorpusConfig",
     "GateConfig",
+    "Job",
     "ModelConfig",
     "PruneConfig",
     "QualityConfig",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import Any, Self, TypeVar, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -79,6 +79,27 @@ class Stage(BaseModel):
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return [value] if isinstance(value, int | float) else value
+
+
+class Job(Stage):
+    """Base of a job's configuration, which is made of stages."""
+
+    @classmethod
+    def from_flat(cls, values: Mapping[str, Any]) -> Self:
+        """Build the nested configuration from flat flag or YAML names.
+
+        Raises:
+            ConfigError: an unknown name or a value out of range, naming the field.
+        """
+        return build(cls, values)
+
+    def replace(self, **changes: Any) -> Self:
+        """The configuration with some fields changed, by their flat names."""
+        return self.from_flat({**self.flat(), **changes})
+
+    def flat(self) -> dict[str, Any]:
+        """All fields by their flat names, JSON-ready."""
+        return flatten(self)
 
 
 def stages(cls: type[Stage]) -> dict[str, type[Stage]]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from dataprune_ray.config.base import OPERATIONAL, Stage, build, flatten, parse_limit
+from dataprune_ray.config.base import OPERATIONAL, Job, Stage, parse_limit
 from dataprune_ray.config.trials import GateConfig, QualityConfig, TrainConfig, TuneConfig
 
 #: The strategy that is chosen by trial.
@@ -190,7 +189,7 @@ class RunConfig(Stage):
     )
 
 
-class PruneConfig(Stage):
+class PruneConfig(Job):
     """Everything one prune run depends on."""
 
     corpus: CorpusConfig = CorpusConfig()
@@ -203,23 +202,6 @@ class PruneConfig(Stage):
     gate: GateConfig = GateConfig()
     write: WriteConfig = WriteConfig()
     run: RunConfig = RunConfig()
-
-    @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Self:
-        """Build the nested configuration from flat flag or YAML names.
-
-        Raises:
-            ConfigError: an unknown name or a value out of range, naming the field.
-        """
-        return build(cls, values)
-
-    def replace(self, **changes: Any) -> Self:
-        """The configuration with some fields changed, by their flat names."""
-        return self.from_flat({**self.flat(), **changes})
-
-    def flat(self) -> dict[str, Any]:
-        """All fields by their flat names, JSON-ready."""
-        return flatten(self)
 
     def decisive(self) -> dict[str, Any]:
         """The fields that the result depends on, by their flat names.

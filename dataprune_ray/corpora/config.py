@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field
 
-from dataprune_ray.config import Stage, build, flatten
+from dataprune_ray.config import Job, Stage
 
 #: Settings that say how a corpus is made, not what comes out of it.
 OPERATIONAL = frozenset({"output", "download", "overwrite"})
@@ -63,21 +62,12 @@ class ShardConfig(Stage):
     overwrite: bool = Field(default=False, description="replace an earlier corpus's files")
 
 
-class MakeCorpusConfig(Stage):
+class MakeCorpusConfig(Job):
     """Everything one corpus depends on."""
 
     data: SourceConfig = SourceConfig()
     noise: NoiseConfig = NoiseConfig()
     shards: ShardConfig = ShardConfig()
-
-    @classmethod
-    def from_flat(cls, values: Mapping[str, Any]) -> Self:
-        """Build the nested configuration from flat flag or YAML names.
-
-        Raises:
-            ConfigError: an unknown name or a value out of range, naming the field.
-        """
-        return build(cls, values)
 
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what the corpus holds, JSON-ready.
@@ -88,4 +78,4 @@ class MakeCorpusConfig(Stage):
         unused = OPERATIONAL
         if not self.data.source.startswith("torchvision:"):
             unused |= {"root"}
-        return {name: value for name, value in flatten(self).items() if name not in unused}
+        return {name: value for name, value in self.flat().items() if name not in unused}
