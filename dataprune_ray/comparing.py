@@ -284,7 +284,7 @@ def train_all(
         full = next((found.rows for entry, found in placed if entry.arm.name == FULL), 0)
         full = full or members(bout.whole, train).rows
         for entry, found in placed:
-            data = TrialData(train, found, test, test_members)
+            data = TrialData(train, found, test, test_members, bout.held_out is not None)
             trainings = plans(config, subjects, bout, entry, found.rows, full)
             work += [(plan, data) for plan in trainings]
     logger.info("training %d models", len(work))

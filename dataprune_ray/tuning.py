@@ -181,7 +181,8 @@ class Bench:
                     identity=f"{self.identity}-{arm.digest()}",
                     num_gpus=self.config.train.train_gpus,
                 )
-                work.append((plan, TrialData(self.train, placed, self.judged, None)))
+                own = self.config.tune.validation is None
+                work.append((plan, TrialData(self.train, placed, self.judged, None, own)))
         return run_trials(work, self.folder, lambda _: None)
 
 

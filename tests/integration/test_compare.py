@@ -232,6 +232,15 @@ def test_a_planted_leak_is_caught(place, monkeypatch):
         run(place, test=None, folds=3, seeds=1, output=str(place / "leaking"))
 
 
+def test_a_test_corpus_may_have_the_same_ids(place):
+    """Ids and file names of two corpora have nothing to do with each other."""
+    images, labels = digit_rows()
+    write_parquet(place / "test-ids", image_table(images[-300:], labels[-300:]))
+    output = str(place / "same-ids")
+    changes = {"test": str(place / "test-ids"), "seeds": 1, "epochs": 1, "arms": ["pruned"]}
+    assert run(place, **changes, output=output)["runs"][0]["test_rows"] == 300
+
+
 def test_labels_of_pure_chance_are_not_predicted_in_any_fold(tmp_path):
     """Random labels: cross-validated accuracy is chance, however the rows were selected."""
     images, labels = digit_rows(1_200)
