@@ -36,7 +36,7 @@ from dataprune_ray.recipes import Recipe, check_recipe
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.streams import StreamPlan, stream_trial
 from dataprune_ray.subjects import Subject, open_subject
-from dataprune_ray.trials import TrialData, TrialPlan, run_trials
+from dataprune_ray.trials import TrialData, TrialPlan, record, recorded, run_trials
 from dataprune_ray.verdict import (
     FULL,
     PRUNED,
@@ -309,8 +309,13 @@ def _streamed(
                     folder,
                     config.train.max_failures,
                 )
-                found.append(stream_trial(stream))
-                _say_trained(found[-1])
+                stream.check()
+                run = recorded(plan, folder)
+                if run is None:
+                    run = stream_trial(stream)
+                    record(plan, run, folder)
+                found.append(run)
+                _say_trained(run)
     return found
 
 

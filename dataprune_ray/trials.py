@@ -100,17 +100,33 @@ def run_trials(
     waiting: dict[str, tuple[TrialPlan, TrialData]] = {}
     for plan, data in plans:
         digest = plan.digest()
-        if digest not in found and exists(plan.record(folder)):
-            found[digest] = run_from_json(json.loads(read_bytes(plan.record(folder))))
-            progress(found[digest])
-        elif digest not in found:
+        if digest in found:
+            continue
+        done = recorded(plan, folder)
+        if done is None:
             waiting[digest] = (plan, data)
+        else:
+            found[digest] = done
+            progress(done)
     gpus = max((plan.num_gpus for plan, _ in waiting.values()), default=0.0)
     work = run_tasks(partial(_trial, folder), waiting.values(), num_cpus=1, num_gpus=gpus)
     for digest, run in work:
         found[digest] = run
         progress(run)
     return [replace(found[plan.digest()], budget=plan.budget) for plan, _ in plans]
+
+
+def recorded(plan: TrialPlan, folder: str) -> TrialRun | None:
+    """The run of a plan that is finished already."""
+    path = plan.record(folder)
+    if not exists(path):
+        return None
+    return replace(run_from_json(json.loads(read_bytes(path))), budget=plan.budget)
+
+
+def record(plan: TrialPlan, run: TrialRun, folder: str) -> None:
+    """Commit a finished run, so that it is not made again."""
+    write_bytes(plan.record(folder), json.dumps(asdict(run)).encode())
 
 
 def run_from_json(content: dict[str, Any]) -> TrialRun:
@@ -128,7 +144,7 @@ def _trial(folder: str, item: tuple[TrialPlan, TrialData]) -> tuple[str, TrialRu
         scaling_config=ray.train.ScalingConfig(num_workers=0, use_gpu=plan.num_gpus > 0),
     )
     run: TrialRun = trainer.fit().return_value["run"]
-    write_bytes(plan.record(folder), json.dumps(asdict(run)).encode())
+    record(plan, run, folder)
     return plan.digest(), run
 
 

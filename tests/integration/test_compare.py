@@ -264,6 +264,10 @@ def test_streamed_workers_train_as_well_and_on_the_same_rows(place, compared):
     assert found["runs"][0]["test_rows"] == 397
     assert not found["passed"]  # without the full arm there is nothing to hold it against
     assert not list((place / "streamed" / "comparison").glob("train-*"))
+    (record,) = (place / "streamed" / "comparison").glob("trial-*.json")
+    before = record.stat().st_mtime_ns
+    assert run(place, **changes, output=str(place / "streamed"))["runs"] == found["runs"]
+    assert record.stat().st_mtime_ns == before
 
 
 def test_a_regression_is_compared_by_r_squared(tmp_path):
