@@ -53,7 +53,7 @@ def test_settings_come_from_a_file_too(tmp_path):
 @pytest.mark.parametrize("kind", ["images", "table"])
 def test_memory_does_not_grow_with_the_set(kind, tmp_path):
     peaks = []
-    for rows in (300, 3000):
+    for rows in (1500, 6000):  # both fill the reader's and the writer's buffers
         source = tmp_path / f"in{rows}"
         source.mkdir()
         if kind == "images":
@@ -66,7 +66,7 @@ def test_memory_does_not_grow_with_the_set(kind, tmp_path):
             (source / "x.csv").write_text("label,text\n" + line * rows)
             argument = f"table:{source}/x.csv"
         peaks.append(_peak("--source", argument, "--output", tmp_path / f"out{rows}"))
-    assert peaks[1] < peaks[0] + 150 * 2**20, peaks  # the set grew by 270 MB
+    assert peaks[1] < peaks[0] + 200 * 2**20, peaks  # the set grew by 450 MB
 
 
 def _peak(*arguments):
