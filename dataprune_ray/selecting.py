@@ -6,7 +6,7 @@ and the driver merges as results arrive. Nothing is sorted, shuffled or collecte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -15,8 +15,7 @@ import ray
 
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block
-from dataprune_ray.cutoff.population import UNGROUPED
-from dataprune_ray.io.scores import RowFilter, ScoreView, reduce_files
+from dataprune_ray.io.scores import ScoreFiles, ScoreView, reduce_files
 from dataprune_ray.strategies import ScoreInfo, get_strategy
 from dataprune_ray.tasks import TASK_CPUS, unordered
 
@@ -27,26 +26,8 @@ _MOST_FILES = 64
 
 
 @dataclass(frozen=True)
-class ScoreTable:
-    """The scored rows of a score table, as a population.
-
-    Rows whose ``error`` is set are not part of it.
-
-    Attributes:
-        paths: score files, as paths or URIs; read in parallel, a few to a task.
-        metric: score column; only read where a kernel asks for scores.
-        group_column: label column that groups the rows, int64 or string; None: one group.
-        groups: group names by code, the labels as strings; ``("",)`` without a group column.
-        seed: mixed into the identity hashes.
-        where: leaves out rows; None: all rows without error.
-    """
-
-    paths: Sequence[str]
-    metric: str
-    group_column: str | None = None
-    groups: tuple[str, ...] = UNGROUPED
-    seed: int = 0
-    where: RowFilter | None = None
+class ScoreTable(ScoreFiles):
+    """The scored rows of a score table, as a population reduced by tasks of a few files each."""
 
     def reduce(
         self,
@@ -65,9 +46,7 @@ class ScoreTable:
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
         size = min(_MOST_FILES, -(-len(self.paths) // (4 * cpus)))
         batches = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
-        view = ray.put(
-            ScoreView(self.metric, self.group_column, self.groups, self.seed, columns, self.where)
-        )
+        view = ray.put(self.view(columns))
         work = ray.put((kernel, merge))
         results = unordered(
             (_reduce_task.remote(list(batch), view, work) for batch in batches),

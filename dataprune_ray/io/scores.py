@@ -90,11 +90,16 @@ class ScoreView:
 
 
 @dataclass(frozen=True)
-class FilePopulation:
-    """The scored rows of score files as a population that this process reduces, in threads.
+class ScoreFiles:
+    """Which rows of which score files make up a population; those with an ``error`` never do.
 
-    A thread holds one block and one merged result, so memory does not grow with the files.
-    Attributes are those of :class:`ScoreView`; ``paths`` are the score files.
+    Attributes:
+        paths: score files, as paths or URIs.
+        metric: score column; only read where a kernel asks for scores.
+        group_column: label column that groups the rows, int64 or string; None: one group.
+        groups: group names by code, the labels as strings; ``("",)`` without a group column.
+        seed: mixed into the identity hashes.
+        where: leaves out rows; None: all rows without error.
     """
 
     paths: Sequence[str]
@@ -102,6 +107,21 @@ class FilePopulation:
     group_column: str | None = None
     groups: tuple[str, ...] = UNGROUPED
     seed: int = 0
+    where: RowFilter | None = None
+
+    def view(self, columns: frozenset[Column]) -> ScoreView:
+        """How the files are read as blocks with these columns."""
+        return ScoreView(
+            self.metric, self.group_column, self.groups, self.seed, columns, self.where
+        )
+
+
+@dataclass(frozen=True)
+class FilePopulation(ScoreFiles):
+    """The scored rows of score files as a population that this process reduces, in threads.
+
+    A thread holds one block and one merged result, so memory does not grow with the files.
+    """
 
     def reduce(
         self,
@@ -115,9 +135,8 @@ class FilePopulation:
             ConfigError: a score file lacks a column that is asked for.
             BadDataError: a row without error has no finite score, or a label without a group.
         """
-        view = ScoreView(self.metric, self.group_column, self.groups, self.seed, columns)
         shares = [list(self.paths[i::_THREADS]) for i in range(_THREADS)]
-        work = partial(reduce_files, view=view, kernel=kernel, merge=merge)
+        work = partial(reduce_files, view=self.view(columns), kernel=kernel, merge=merge)
         with ThreadPoolExecutor(_THREADS) as pool:
             first, *others = pool.map(work, [share for share in shares if share] or [[]])
         for other in others:

@@ -11,7 +11,19 @@ from typing import Literal
 import numpy as np
 
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import HASH_MAX, Band, Block, Cut, End, KeepRule, Population, derived
+from dataprune_ray.cutoff import (
+    HASH_MAX,
+    Band,
+    Block,
+    Cut,
+    End,
+    KeepRule,
+    Population,
+    derived,
+    exact_cut,
+    group_counts,
+    pooled,
+)
 from dataprune_ray.errors import ConfigError
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -93,6 +105,59 @@ def noise_rows(config: SelectConfig, rows: int, quota: int) -> int:
     Where rounding, or a floor per class, would leave fewer than ``quota``, all but ``quota``.
     """
     return min(share_of(decimal_fraction(config.beta), rows), rows - quota)
+
+
+@dataclass(frozen=True)
+class NoiseFirst:
+    """How a strategy that cuts noise first divides a population, whatever its groups.
+
+    Attributes:
+        whole: all rows, as one group.
+        end: the kept end.
+        rows: how many there are.
+        quota: ``floor(keep * rows + 0.5)`` rows are kept.
+        skipped: rows ahead of them that are cut as noise.
+        cut: where the noise ends, ties by ascending hash.
+    """
+
+    whole: Population
+    end: End
+    rows: int
+    quota: int
+    skipped: int
+    cut: Cut
+
+    @classmethod
+    def of(cls, population: Population, config: SelectConfig, info: ScoreInfo) -> NoiseFirst:
+        """Cut the ``beta`` share of the kept end.
+
+        Raises:
+            ConfigError: ``beta + keep`` exceeds 1, or the metric has no end to keep.
+        """
+        check_beta(config)
+        end = kept_end(config, info)
+        whole = pooled(population)
+        rows = int(group_counts(whole)[0])
+        quota = share_of(decimal_fraction(config.keep), rows)
+        skipped = noise_rows(config, rows, quota)
+        (cut,) = exact_cut(whole, [skipped], end=end, by_score=True)
+        return cls(whole, end, rows, quota, skipped, cut)
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """The bands of the noise."""
+        return tuple(bands_of_cut(self.cut, self.end, None))
+
+    @property
+    def clause(self) -> str:
+        """What is cut, in words that follow 'after'; '' where nothing is."""
+        if not self.skipped:
+            return ""
+        return f" after the {self.skipped:,} {superlative(self.end)}, which are cut as noise"
+
+    def rest(self) -> Population:
+        """The rows that are not noise."""
+        return without(self.whole, self.bands)
 
 
 def without(population: Population, noise: tuple[Band, ...]) -> Population:

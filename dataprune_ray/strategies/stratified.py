@@ -27,20 +27,12 @@ from dataprune_ray.cutoff import (
     exact_cut,
     extremes,
     group_counts,
-    pooled,
 )
 from dataprune_ray.strategies.base import (
+    NoiseFirst,
     ScoreInfo,
     Strategy,
-    bands_of_cut,
-    check_beta,
-    decimal_fraction,
     float32_bound,
-    kept_end,
-    noise_rows,
-    share_of,
-    superlative,
-    without,
 )
 
 
@@ -54,24 +46,18 @@ def stratified(population: Population, config: SelectConfig, info: ScoreInfo) ->
     Raises:
         ConfigError: ``beta + keep`` exceeds 1.
     """
-    check_beta(config)
-    end = kept_end(config, info)
-    whole = pooled(population)
-    rows = int(group_counts(whole)[0])
-    quota = share_of(decimal_fraction(config.keep), rows)
-    skipped = noise_rows(config, rows, quota)
-    (cut,) = exact_cut(whole, [skipped], end=end, by_score=True)
-    noise = tuple(bands_of_cut(cut, end, None))
-    rest = without(whole, noise)
-    bands, filled = _cut_bins(rest, config.bins, quota, end)
+    noise = NoiseFirst.of(population, config, info)
+    bands, filled = _cut_bins(noise.rest(), config.bins, noise.quota, noise.end)
+    sentence = f"Keep exactly {noise.quota:,} of {noise.rows:,} rows, spread evenly over "
+    sentence += f"{filled:,} equal-width bins of {info.metric} and chosen by hash in each"
     return KeepRule(
         bands=bands,
         groups=population.groups,
         metric=info.metric,
-        end=end,
-        explanation=_explanation(rows, quota, skipped, filled, info, end),
+        end=noise.end,
+        explanation=f"{sentence},{noise.clause}." if noise.clause else f"{sentence}.",
         cutoffs={"": None},
-        noise=noise,
+        noise=noise.bands,
     )
 
 
@@ -150,16 +136,6 @@ class _IntoBins:
         toward_kept = scores if self.end == "high" else -scores
         place = np.searchsorted(self.starts, toward_kept, side="right") - 1
         return Block(block.scores, block.hashes, place.astype(np.int32))
-
-
-def _explanation(
-    rows: int, quota: int, skipped: int, filled: int, info: ScoreInfo, end: End
-) -> str:
-    sentence = f"Keep exactly {quota:,} of {rows:,} rows, spread evenly over {filled:,} "
-    sentence += f"equal-width bins of {info.metric} and chosen by hash in each"
-    if skipped:
-        sentence += f", after the {skipped:,} {superlative(end)}, which are cut as noise"
-    return f"{sentence}."
 
 
 STRATIFIED = Strategy(

@@ -19,21 +19,14 @@ from dataprune_ray.cutoff import (
     derived,
     exact_cut,
     extremes,
-    group_counts,
-    pooled,
 )
 from dataprune_ray.strategies.base import (
+    NoiseFirst,
     ScoreInfo,
     Strategy,
     bands_of_cut,
-    check_beta,
     decimal_fraction,
-    kept_end,
     nearest_float32,
-    noise_rows,
-    share_of,
-    superlative,
-    without,
 )
 
 
@@ -48,27 +41,20 @@ def weighted(population: Population, config: SelectConfig, info: ScoreInfo) -> K
     Raises:
         ConfigError: ``beta + keep`` exceeds 1.
     """
-    check_beta(config)
-    end = kept_end(config, info)
-    whole = pooled(population)
-    rows = int(group_counts(whole)[0])
-    quota = share_of(decimal_fraction(config.keep), rows)
-    skipped = noise_rows(config, rows, quota)
-    (noise_cut,) = exact_cut(whole, [skipped], end=end, by_score=True)
-    noise = tuple(bands_of_cut(noise_cut, end, None))
-    rest = without(whole, noise)
+    noise = NoiseFirst.of(population, config, info)
+    end, quota, rest = noise.end, noise.quota, noise.rest()
     draw = WeightedDraw(_origin(rest, info, end), end, config.weight_power)
     keyed = derived(rest, ("",), draw, frozenset({"scores", "hashes"}))
     (cut,) = exact_cut(keyed, [quota], end="high", by_score=True)
-    if quota < rows - skipped:
+    if quota < noise.rows - noise.skipped:
         (following,) = exact_cut(keyed, [quota + 1], end="high", by_score=True)
         draw = replace(draw, threshold=following.score)
-    sentence = f"Keep exactly {quota:,} of {rows:,} rows, drawn without replacement with the "
+    sentence = f"Keep exactly {quota:,} of {noise.rows:,} rows, drawn without replacement with the "
     sentence += f"distance of their {info.metric} from {draw.origin:.6g} as weight"
     if draw.power != 1:
         sentence += f", to the power {draw.power:.6g}"
-    if skipped:
-        sentence += f", after the {skipped:,} {superlative(end)}, which are cut as noise"
+    if noise.clause:
+        sentence += f",{noise.clause}"
     return KeepRule(
         bands=tuple(bands_of_cut(cut, "high", None)),
         groups=population.groups,
@@ -76,7 +62,7 @@ def weighted(population: Population, config: SelectConfig, info: ScoreInfo) -> K
         end=end,
         explanation=f"{sentence}.",
         cutoffs={"": None},
-        noise=noise,
+        noise=noise.bands,
         draw=draw,
     )
 

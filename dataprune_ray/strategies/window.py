@@ -7,17 +7,13 @@ the share of wrong labels. Not on clean, easy data, where the skipped rows are t
 from __future__ import annotations
 
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import KeepRule, Population, exact_cut, group_counts, pooled
+from dataprune_ray.cutoff import KeepRule, Population, exact_cut
 from dataprune_ray.strategies.base import (
+    NoiseFirst,
     ScoreInfo,
     Strategy,
     bands_of_cut,
-    check_beta,
     clause_of_cut,
-    decimal_fraction,
-    kept_end,
-    noise_rows,
-    share_of,
     superlative,
 )
 
@@ -31,26 +27,20 @@ def window(population: Population, config: SelectConfig, info: ScoreInfo) -> Kee
     Raises:
         ConfigError: ``beta + keep`` exceeds 1.
     """
-    check_beta(config)
-    end = kept_end(config, info)
-    whole = pooled(population)
-    rows = int(group_counts(whole)[0])
-    quota = share_of(decimal_fraction(config.keep), rows)
-    skipped = noise_rows(config, rows, quota)
-    (noise,) = exact_cut(whole, [skipped], end=end, by_score=True)
-    (cut,) = exact_cut(whole, [skipped + quota if quota else 0], end=end, by_score=True)
-    sentence = f"Keep exactly {quota:,} of {rows:,} rows: those with the {superlative(end)} "
-    sentence += info.metric
-    if skipped:
-        sentence += f" after the {skipped:,} {superlative(end)}, which are cut as noise"
+    noise = NoiseFirst.of(population, config, info)
+    end, quota = noise.end, noise.quota
+    last = noise.skipped + quota if quota else 0
+    (cut,) = exact_cut(noise.whole, [last], end=end, by_score=True)
+    sentence = f"Keep exactly {quota:,} of {noise.rows:,} rows: those with the {superlative(end)} "
+    sentence += f"{info.metric}{noise.clause}{clause_of_cut(cut, end, noise.cut)}."
     return KeepRule(
         bands=tuple(bands_of_cut(cut, end, None)),
         groups=population.groups,
         metric=info.metric,
         end=end,
-        explanation=f"{sentence}{clause_of_cut(cut, end, noise)}.",
+        explanation=sentence,
         cutoffs={"": cut.score},
-        noise=tuple(bands_of_cut(noise, end, None)),
+        noise=noise.bands,
     )
 
 
