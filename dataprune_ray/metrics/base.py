@@ -76,6 +76,8 @@ class Metric:
         low, high: its range; infinite where unbounded.
         noise_end: the end where mislabelled rows gather, if any.
         regression: whether it is defined for regression.
+        cost: what computing it takes, such as 'none', 'forward pass', 'forward pass per
+            checkpoint', 'sample + forward pass' or 'tens of forward passes'.
         score: pure function to float32 (B,), or None where ``fit`` or the row hash gives it.
         fit: second stage over the whole corpus, if any.
     """
@@ -89,5 +91,6 @@ class Metric:
     high: float
     noise_end: Literal["high", "low"] | None
     regression: bool
+    cost: str
     score: Callable[[ModelOutputs], Tensor] | None
     fit: CorpusFit | None = None

@@ -14,5 +14,6 @@ RANDOM = Metric(
     high=1.0,
     noise_end=None,
     regression=True,
+    cost="none",
     score=None,
 )

@@ -27,6 +27,7 @@ OUTPUT_DEVIATION = Metric(
     high=1.0,
     noise_end=None,
     regression=True,
+    cost="forward pass",
     score=None,
     fit=CorpusFit(_distance),
 )

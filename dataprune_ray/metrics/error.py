@@ -71,6 +71,7 @@ LOSS = Metric(
     high=math.inf,
     noise_end="high",
     regression=True,
+    cost="forward pass",
     score=_loss,
 )
 
@@ -84,6 +85,7 @@ EL2N = Metric(
     high=math.sqrt(2.0),
     noise_end="high",
     regression=False,
+    cost="forward pass",
     score=_el2n,
 )
 
@@ -97,5 +99,6 @@ MARGIN = Metric(
     high=1.0,
     noise_end="low",
     regression=False,
+    cost="forward pass",
     score=_margin,
 )

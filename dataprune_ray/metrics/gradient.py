@@ -78,6 +78,7 @@ GRAD_NORM = Metric(
     high=math.inf,
     noise_end="high",
     regression=True,
+    cost="forward pass",
     score=_grad_norm,
 )
 
@@ -91,6 +92,7 @@ GRAD_NORM_FULL = Metric(
     high=math.inf,
     noise_end="high",
     regression=True,
+    cost="tens of forward passes",
     score=_grad_norm_full,
 )
 
@@ -104,5 +106,6 @@ LOSS_GRAD = Metric(
     high=math.inf,
     noise_end="high",
     regression=True,
+    cost="forward pass",
     score=_loss_grad,
 )

@@ -33,6 +33,7 @@ ENTROPY = Metric(
     high=math.inf,
     noise_end=None,
     regression=False,
+    cost="forward pass",
     score=_entropy,
 )
 
@@ -46,6 +47,7 @@ CONFIDENCE = Metric(
     high=1.0,
     noise_end=None,
     regression=False,
+    cost="forward pass",
     score=_confidence,
 )
 
@@ -59,5 +61,6 @@ OUTPUT_MAGNITUDE = Metric(
     high=math.inf,
     noise_end=None,
     regression=True,
+    cost="forward pass",
     score=_magnitude,
 )

@@ -430,6 +430,7 @@ def test_the_entry_is_complete(name):
     assert (metric.score is None) == (metric.fit is not None or not metric.needs)
     assert metric.low < metric.high
     assert metric.summary
+    assert metric.cost
     assert metric.advice.startswith("not ")
     assert (metric.fit is not None) == ("outputs" in metric.needs)
 
