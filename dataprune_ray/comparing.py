@@ -14,19 +14,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from dataprune_ray.arms import (
-    Arm,
-    Held,
-    balanced_rule,
-    hold,
-    in_split,
-    members,
-    random_rule,
-)
+from dataprune_ray.arms import Arm, balanced_rule, random_rule
 from dataprune_ray.config import CompareConfig, CorpusConfig, ModelConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import top_level
 from dataprune_ray.folds import FoldCut, cut_folds
+from dataprune_ray.holding import Held, hold, in_split, members, weights_of
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.filesystems import join, redact
 from dataprune_ray.io.rows import RowPlan
@@ -115,6 +108,10 @@ def check_arms(config: CompareConfig, subjects: Sequence[Subject]) -> None:
         raise ConfigError(
             "arms", RANDOM_BALANCED, "needs classes; the label is a regression target"
         )
+    if config.arms.use_weights and not any(subject.weighted for subject in subjects):
+        raise ConfigError(
+            "use_weights", True, "no pruned output has weights; prune with --strategy weighted"
+        )
     check_recipe(Recipe.of(config.train), model_of(config, subjects[0]).features)
 
 
@@ -169,7 +166,13 @@ def _tested_round(config: CompareConfig, subjects: Sequence[Subject]) -> Round:
     entries = [Entry(Arm(FULL, subject.scores, subject.fragments))]
     for number, one in enumerate(subjects):
         name = _name(number, one)
-        decided = Arm(name, one.scores, one.fragments, decisions=join(one.root, "decisions"))
+        decided = Arm(
+            name,
+            one.scores,
+            one.fragments,
+            decisions=join(one.root, "decisions"),
+            weighted=config.arms.use_weights and one.weighted,
+        )
         entries.append(Entry(decided))
         kept = int(one.manifest["rows"]["kept"])
         entries += _random_entries(config, one, one.scores, one.fragments, kept, number)
@@ -196,6 +199,7 @@ def _fold_round(
                     rule=cut.rule,
                     grouped=cut.grouped,
                     seed=one.config.select.seed,
+                    weighted=config.arms.use_weights and one.weighted,
                 )
             )
         )
@@ -284,7 +288,8 @@ def train_all(
         full = next((found.rows for entry, found in placed if entry.arm.name == FULL), 0)
         full = full or members(bout.whole, train).rows
         for entry, found in placed:
-            data = TrialData(train, found, test, test_members, bout.held_out is not None)
+            same, weights = bout.held_out is not None, weights_of(entry.arm, train, found)
+            data = TrialData(train, found, test, test_members, same, weights)
             trainings = plans(config, subjects, bout, entry, found.rows, full)
             work += [(plan, data) for plan in trainings]
     logger.info("training %d models", len(work))
@@ -296,10 +301,10 @@ def _streamed(
 ) -> list[TrialRun]:
     found = []
     for bout in bouts:
-        sizes = [entry.arm.count() for entry in bout.entries]
-        full = bout.whole.count()
-        for entry, rows in zip(bout.entries, sizes, strict=True):
-            for plan in plans(config, subjects, bout, entry, rows, full):
+        sizes = [entry.arm.size() for entry in bout.entries]
+        full = bout.whole.size().rows
+        for entry, size in zip(bout.entries, sizes, strict=True):
+            for plan in plans(config, subjects, bout, entry, size.rows, full):
                 stream = StreamPlan(
                     plan,
                     bout.rows,
@@ -308,6 +313,7 @@ def _streamed(
                     config.train.workers,
                     folder,
                     config.train.max_failures,
+                    size.scale,
                 )
                 stream.check()
                 run = recorded(plan, folder)

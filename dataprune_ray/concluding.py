@@ -87,7 +87,14 @@ def conclude(
         passed=passed,
         reasons=reasons,
         notes=tuple(_notes(config, subjects, bouts, runs, shared)),
+        weighted=_weighted(bouts),
     )
+
+
+def _weighted(bouts: Sequence[Round]) -> tuple[str, ...]:
+    """Names of the arms that are trained with weights."""
+    arms = [entry.arm for bout in bouts for entry in bout.entries]
+    return tuple(dict.fromkeys(arm.name for arm in arms if arm.weighted))
 
 
 def _tested_on(config: CompareConfig, runs: Sequence[TrialRun]) -> str:
@@ -112,6 +119,11 @@ def _notes(
         yield (
             f"Of {shared.test_rows:,} test rows compared, {shared.exact:,} are in the corpus too, "
             f"and {shared.near:,} nearly so (cosine {shared.similarity:g})."
+        )
+    if weighted := _weighted(bouts):
+        yield (
+            f"The losses of {', '.join(weighted)} are weighted by the inverse probability with "
+            "which each row was drawn (--use-weights), over their mean."
         )
     if subject.manifest["settings"].get("scores"):
         yield "The cut was made from another run's scores; what they cost is not counted."

@@ -21,11 +21,15 @@ _ROUNDING = 1e-12
 
 
 class Batch(NamedTuple):
-    """Inputs (B, …) and targets (B,); ``first`` says that an epoch begins with it."""
+    """Inputs (B, …) and targets (B,); ``first`` says that an epoch begins with it.
+
+    ``weights`` (B,) of the rows' losses have a mean of 1 over all rows; None: all are 1.
+    """
 
     inputs: Tensor
     targets: Tensor
     first: bool
+    weights: Tensor | None = None
 
 
 @dataclass
@@ -72,9 +76,12 @@ class Loop:
         inputs = batch.inputs if change is None else change(batch.inputs)
         inputs = inputs.to(self.device, non_blocking=True)
         targets = batch.targets.to(self.device, non_blocking=True)
+        weights = batch.weights
+        if weights is not None:
+            weights = weights.to(self.device, non_blocking=True)
         with autocast(self.recipe.precision, self.device):
             outputs = self.model(inputs)
-            loss = loss_of(self.label, outputs, targets, self.recipe.label_smoothing)
+            loss = loss_of(self.label, outputs, targets, self.recipe.label_smoothing, weights)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)

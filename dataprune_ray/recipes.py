@@ -123,11 +123,30 @@ def loss_of(
     outputs: Tensor,
     targets: Tensor,
     smoothing: float = 0.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean loss of a batch: cross-entropy, or squared error of the standardised target."""
+    """Mean loss of a batch: cross-entropy, or squared error of the standardised target.
+
+    With ``weights`` (B,), whose mean over all rows is 1, it is the sum of weighted losses over B:
+    without bias for the weighted mean over all rows, which a division by the batch's own weights
+    would not be, and the same whether one worker has the batch or several share it.
+    """
+    if weights is not None:
+        losses = _losses(label, outputs, targets, smoothing, "none")
+        return (weights * losses).sum() / len(targets)
+    return _losses(label, outputs, targets, smoothing, "mean")
+
+
+def _losses(
+    label: LabelSpec, outputs: Tensor, targets: Tensor, smoothing: float, reduction: str
+) -> Tensor:
+    """The loss of each row (B,), or their mean."""
     if label.task == "regression":
-        return functional.mse_loss(outputs[:, 0], (targets - label.mean) / label.std)
-    return functional.cross_entropy(outputs, targets, label_smoothing=smoothing)
+        aims = (targets - label.mean) / label.std
+        return functional.mse_loss(outputs[:, 0], aims, reduction=reduction)
+    return functional.cross_entropy(
+        outputs, targets, label_smoothing=smoothing, reduction=reduction
+    )
 
 
 class Augmentation(nn.Module):

@@ -24,7 +24,7 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
-from dataprune_ray.arms import Arm, kept_hashes, names_of
+from dataprune_ray.arms import Arm, KeptRows, kept_rows, names_of
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features.spec import TEXT_TOKENS
 from dataprune_ray.io.corpus import Fragment
@@ -43,7 +43,10 @@ _TEST_ROWS = 1024
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """A training whose rows are streamed: ``arm`` among ``rows``, tested on ``test``."""
+    """A training whose rows are streamed: ``arm`` among ``rows``, tested on ``test``.
+
+    The arm's weights, if it has any, are multiplied with ``scale``: so their mean is 1.
+    """
 
     trial: TrialPlan
     rows: RowPlan
@@ -52,6 +55,7 @@ class StreamPlan:
     workers: int
     storage: str
     max_failures: int
+    scale: float = 1.0
 
     def check(self) -> None:
         """Refuse an arm whose score table is cut into other fragments than the corpus.
@@ -82,7 +86,7 @@ def stream_trial(plan: StreamPlan) -> TrialRun:
         _loop,
         train_loop_config={"plan": trial, "workers": plan.workers},
         datasets={
-            "train": _dataset(plan.rows, trial.model, plan.arm),
+            "train": _dataset(plan.rows, trial.model, plan.arm, plan.scale),
             "test": _dataset(plan.test, trial.model, None),
         },
         dataset_config=ray.train.DataConfig(datasets_to_split=["train"]),
@@ -107,9 +111,9 @@ def _cpus() -> float:
     return float(ray.cluster_resources().get("CPU", 1.0))
 
 
-def _dataset(rows: RowPlan, model: ModelSpec, arm: Arm | None) -> Any:
+def _dataset(rows: RowPlan, model: ModelSpec, arm: Arm | None, scale: float = 1.0) -> Any:
     fragments = [{"fragment": fragment.to_json()} for fragment in rows.fragments]
-    reader = _Reader(replace(rows, fragments=()), model, arm)
+    reader = _Reader(replace(rows, fragments=()), model, arm, scale)
     return ray.data.from_items(fragments, override_num_blocks=len(fragments)).map_batches(
         reader, batch_size=1, num_cpus=0.25
     )
@@ -117,27 +121,40 @@ def _dataset(rows: RowPlan, model: ModelSpec, arm: Arm | None) -> Any:
 
 @dataclass(frozen=True)
 class _Reader:
-    """Reads fragments in the pipeline: the arm's good rows as ``inputs`` and ``targets``."""
+    """Reads fragments in the pipeline: the arm's good rows as ``inputs`` and ``targets``.
+
+    An arm with weights has them, times ``scale``, as ``weights``.
+    """
 
     rows: RowPlan
     model: ModelSpec
     arm: Arm | None
+    scale: float = 1.0
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> Iterator[dict[str, npt.NDArray[Any]]]:
         pa.set_cpu_count(1)
         transform = image_transform(self.model)
         for text in batch["fragment"]:
             fragment = Fragment.from_json(text)
-            kept = None
-            if self.arm is not None:
-                kept = kept_hashes(self.arm, fragment.name)
+            kept = None if self.arm is None else kept_rows(self.arm, fragment.name)
             for read in ahead(read_rows(self.rows, fragment, transform)):
-                values, targets = read.values, read.targets
+                found = {"inputs": read.values, "targets": read.targets}
                 if kept is not None:
-                    mine = np.isin(read.row_hash[read.good], kept)
-                    values, targets = values[mine], targets[mine]
-                if len(targets):
-                    yield {"inputs": self._padded(values), "targets": targets}
+                    found = self._own(found, read.row_hash[read.good], kept)
+                if len(found["targets"]):
+                    yield {**found, "inputs": self._padded(found["inputs"])}
+
+    def _own(
+        self, found: dict[str, npt.NDArray[Any]], hashes: npt.NDArray[np.uint64], kept: KeptRows
+    ) -> dict[str, npt.NDArray[Any]]:
+        """The arm's rows of those with ``hashes`` (n,)."""
+        mine = np.isin(hashes, kept.hashes)
+        own = {name: values[mine] for name, values in found.items()}
+        if kept.weights is not None:
+            order = np.argsort(kept.hashes, kind="stable")
+            place = np.searchsorted(kept.hashes[order], hashes[mine])
+            own["weights"] = kept.weights[order][place] * np.float32(self.scale)
+        return own
 
     def _padded(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Texts at full length: blocks of one column have one shape."""
@@ -194,7 +211,7 @@ def _epoch(plan: TrialPlan, world: int, seed: int) -> Iterator[Batch]:
         local_shuffle_seed=seed,
     )
     for number, batch in enumerate(batches):
-        yield Batch(batch["inputs"], batch["targets"], number == 0)
+        yield Batch(batch["inputs"], batch["targets"], number == 0, batch.get("weights"))
 
 
 def _test(plan: TrialPlan, model: torch.nn.Module, device: torch.device) -> Any:

@@ -33,6 +33,11 @@ class Subject:
     fragments: tuple[str, ...]
 
     @property
+    def weighted(self) -> bool:
+        """Whether its decisions hold weights: those of a weighted draw."""
+        return bool(self.manifest["rule"].get("draw"))
+
+    @property
     def name(self) -> str:
         """The last part of its path."""
         return PurePosixPath(self.root.partition("?")[0].rstrip("/")).name

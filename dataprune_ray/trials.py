@@ -25,8 +25,8 @@ import ray.train.torch
 import torch
 from torch import Tensor, nn
 
-from dataprune_ray.arms import Held, HeldRows, check_apart
 from dataprune_ray.features import LabelSpec
+from dataprune_ray.holding import Held, HeldRows, check_apart
 from dataprune_ray.io.filesystems import exists, join, read_bytes, write_bytes
 from dataprune_ray.loops import Batch, Loop, TestSums, evaluate, in_order, shuffled
 from dataprune_ray.models import ModelSpec, build_model
@@ -72,15 +72,21 @@ class TrialPlan:
 
 @dataclass(frozen=True)
 class TrialData:
-    """What a training reads, as references into the object store."""
+    """What a training reads, as references into the object store.
+
+    Attributes:
+        train: rows, of which those at ``members`` are the arm's; None: all of them.
+        test: rows that are tested, those at ``test_members``.
+        same_corpus: identities tell whether a row is in both; across corpora they do not.
+        weights: of the losses of ``members``, with a mean of 1; None: all are 1.
+    """
 
     train: Held
-    members: Held | None  # positions of the arm among ``train``; None: all of them
+    members: Held | None
     test: Held
     test_members: Held | None
-    same_corpus: bool = (
-        False  # identities tell whether a row is in both; across corpora they do not
-    )
+    same_corpus: bool = False
+    weights: Held | None = None
 
 
 def run_trials(
@@ -160,7 +166,8 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     if data.same_corpus:
         check_apart(rows.hashes[mine], tested.hashes[aims], plan.arm)
     device = torch.device("cuda" if plan.num_gpus and torch.cuda.is_available() else "cpu")
-    return {"run": train_and_test(plan, _Rows(rows, mine), _Rows(tested, aims), device)}
+    weights = None if data.weights is None else ray.get(data.weights.ref)
+    return {"run": train_and_test(plan, _Rows(rows, mine, weights), _Rows(tested, aims), device)}
 
 
 def _chosen(rows: HeldRows, members: Held | None) -> npt.NDArray[np.int64]:
@@ -171,14 +178,23 @@ def _chosen(rows: HeldRows, members: Held | None) -> npt.NDArray[np.int64]:
 
 
 class _Rows:
-    """Some held rows as tensors: a batch copies its rows alone."""
+    """Some held rows as tensors: a batch copies its rows alone.
 
-    def __init__(self, rows: HeldRows, positions: npt.NDArray[np.int64]) -> None:
+    ``weights`` (m,) are those of the rows at ``positions`` (m,).
+    """
+
+    def __init__(
+        self,
+        rows: HeldRows,
+        positions: npt.NDArray[np.int64],
+        weights: npt.NDArray[np.float32] | None = None,
+    ) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the store's memory is read-only, and never written
             self._values = torch.from_numpy(rows.values)
             self._targets = torch.from_numpy(rows.targets)
         self._positions = torch.from_numpy(np.array(positions))
+        self._weights = None if weights is None else torch.from_numpy(np.array(weights))
 
     def __len__(self) -> int:
         return len(self._positions)
@@ -190,8 +206,11 @@ class _Rows:
 
     def batches(self, size: int, seed: int) -> Iterator[Batch]:
         """Endless batches from shuffled epochs."""
-        for batch in shuffled(self._positions, self._positions, size, seed):
-            yield Batch(self._values[batch.inputs], self._targets[batch.inputs], batch.first)
+        numbers = torch.arange(len(self))
+        for batch in shuffled(self._positions, numbers, size, seed):
+            weights = None if self._weights is None else self._weights[batch.targets]
+            mine = batch.inputs
+            yield Batch(self._values[mine], self._targets[mine], batch.first, weights)
 
     def all(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Every row once, in pieces."""

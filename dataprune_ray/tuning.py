@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dataprune_ray import stages
-from dataprune_ray.arms import Arm, Held, hold, members, names_of
+from dataprune_ray.arms import Arm, names_of
 from dataprune_ray.config import CorpusConfig, PruneConfig
 from dataprune_ray.errors import ConfigError, GateError
+from dataprune_ray.holding import Held, hold, members
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join

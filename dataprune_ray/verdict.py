@@ -112,6 +112,7 @@ class Comparison:
     passed: bool
     reasons: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    weighted: tuple[str, ...] = ()  # arms that were trained with the weights of their rows
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready, with every single run; infinite bounds become None."""

@@ -121,6 +121,10 @@ class ArmsConfig(Stage):
     folds: int | None = Field(
         None, ge=2, description="cross-validation: every row is tested once, each fold pruned anew"
     )
+    use_weights: bool = Field(
+        False,
+        description="train the arms of --strategy weighted with the weights of their decisions",
+    )
     output: str = Field(
         "", description="where comparison.json goes; default: into the first pruned output"
     )

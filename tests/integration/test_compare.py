@@ -10,17 +10,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
 
-from dataprune_ray import comparing, folds
+from dataprune_ray import comparing, folds, holding
 from dataprune_ray.arms import kept_hashes
 from dataprune_ray.concluding import check_gate
 from dataprune_ray.config import CompareConfig, PruneConfig
 from dataprune_ray.errors import ConfigError, DataPruneError, GateError
+from dataprune_ray.io.identity import as_keys, key_hashes
 from dataprune_ray.io.splits import Split
 from dataprune_ray.pipeline import compare, prune
 from dataprune_ray.verdict import interval
@@ -109,8 +111,6 @@ def test_a_run_is_what_a_plain_loop_makes_of_the_pruned_files(compared, place):
 
     from PIL import Image  # noqa: PLC0415
 
-    from dataprune_ray.io.identity import as_keys, key_hashes  # noqa: PLC0415
-
     def read(folder):
         table = pa.concat_tables([pq.read_table(p) for p in sorted(Path(folder).glob("*.parquet"))])
         pixels = [np.asarray(Image.open(io.BytesIO(r["bytes"]))) for r in table["img"].to_pylist()]
@@ -173,6 +173,45 @@ def test_several_cuts_have_random_arms_of_their_own_sizes(place):
     ours, theirs = ([r["score"] for r in runs if r["arm"].startswith(k)] for k in ("pr", "ra"))
     arm = arms_of(found)["pruned:pruned-10", "updates"]
     assert arm["to_random"]["mean"] == pytest.approx(np.mean(np.subtract(ours, theirs)))
+
+
+def test_a_weighted_cut_is_trained_with_its_weights(place):
+    """Those of its decisions, with a mean of 1 over the arm; other arms are as they were."""
+    output = str(place / "pruned-weighted")
+    settings = {"input": str(place / "train"), "model": "linear", "id_column": "id", "actors": 1}
+    settings |= {"checkpoint": str(place / "linear.pt"), "metric": "loss", "keep": 0.3}
+    prune(PruneConfig.from_flat({**settings, "strategy": "weighted", "output": output}))
+    changes = {"pruned": output, "seeds": 1, "arms": ["pruned", "random"]}
+    plain = run(place, **changes, output=str(place / "unweighted"))
+    found = run(place, **changes, output=str(place / "weighted"), use_weights=True)
+    assert (plain["weighted"], found["weighted"]) == ([], ["pruned"])
+    assert any("--use-weights" in note for note in found["notes"])
+    losses = [{r["arm"]: r["loss"] for r in one["runs"]} for one in (plain, found)]
+    assert losses[0]["random"] == losses[1]["random"]
+    assert losses[0]["pruned"] != losses[1]["pruned"]
+
+    asked = {"pruned": output, "test": str(place / "test"), "use_weights": True}
+    config = CompareConfig.from_flat(asked)
+    (bout,) = comparing.rounds(config, comparing.open_subjects(config), output)
+    (arm,) = [entry.arm for entry in bout.entries if entry.arm.name == "pruned"]
+    decisions = pq.read_table(Path(output) / "decisions").to_pandas().query("kept")
+    train = holding.hold(bout.rows, bout.model, 1 << 30, "train_memory_mb")
+    placed = holding.members(arm, train)
+    positions, weights = ray.get([placed.ref, holding.weights_of(arm, train, placed).ref])
+    known = decisions.set_index("key")["weight"]
+    expected = known.loc[[hashed_ids(known.index)[h] for h in ray.get(train.ref).hashes[positions]]]
+    np.testing.assert_allclose(weights, expected / expected.mean(), rtol=1e-5)
+    size = arm.size()
+    assert size.rows == len(decisions)
+    assert size.scale == pytest.approx(1 / decisions["weight"].mean())
+
+    with pytest.raises(ConfigError, match="use_weights=True: no pruned output has weights"):
+        run(place, use_weights=True)
+
+
+def hashed_ids(keys):
+    """Keys by their identity hash."""
+    return dict(zip(key_hashes(as_keys(pa.array(keys))).tolist(), keys, strict=True))
 
 
 def test_the_gate_ends_with_an_error_after_everything_is_written(place):

@@ -1,6 +1,9 @@
-"""Arms: whole quotas, exact random cuts, kept rows from files, rows joined, leaks refused."""
+"""Arms: whole quotas, exact random cuts, kept rows and their weights from files."""
 
 from __future__ import annotations
+
+import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -9,10 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dataprune_ray import arms, schema
-from dataprune_ray.arms import Arm, balanced_rule, kept_hashes, proportional, random_rule
+from dataprune_ray import schema
+from dataprune_ray.arms import (
+    Arm,
+    ArmSize,
+    balanced_rule,
+    kept_hashes,
+    kept_rows,
+    proportional,
+    random_rule,
+)
+from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Band, Block, KeepRule, MemoryPopulation, kept_counts, seeded_hash
-from dataprune_ray.errors import BadDataError, DataPruneError
+from dataprune_ray.errors import BadDataError
+from dataprune_ray.strategies.base import ScoreInfo
+from dataprune_ray.strategies.weighted import weighted
 
 
 @settings(deadline=None)
@@ -86,26 +100,55 @@ def test_a_rule_is_applied_with_its_groups(tmp_path):
     assert kept_hashes(arm, "f").tolist() == [13, 15]
 
 
-def test_pieces_are_joined_and_texts_padded():
-    hashes = [np.array([5, 1], np.uint64), np.zeros(0, np.uint64), np.array([3], np.uint64)]
-    values = [np.array([[1, 2], [3, 4]]), np.zeros((0, 9), np.int64), np.array([[5, 6, 7]])]
-    targets = [np.array([0, 1]), np.zeros(0, np.int64), np.array([2])]
-    held = arms._joined(hashes, values, targets)
-    assert held.hashes.tolist() == [5, 1, 3]
-    assert held.values.tolist() == [[1, 2, 0], [3, 4, 0], [5, 6, 7]]
-    assert held.targets.tolist() == [0, 1, 2]
-    assert len(arms._joined([], [], []).hashes) == 0
+def write_decisions(folder, kept, weights):
+    (folder / "decisions").mkdir(exist_ok=True)
+    table = pa.table({schema.KEPT: kept, schema.WEIGHT: pa.array(weights, pa.float32())})
+    pq.write_table(table, folder / "decisions" / "f.parquet")
+    return str(folder / "decisions")
 
 
-def test_rows_of_the_test_set_are_refused():
-    train, test = np.array([1, 2, 3], np.uint64), np.array([3, 9], np.uint64)
-    arms.check_apart(train[:2], test, "pruned")
-    with pytest.raises(DataPruneError, match="1 of the 3 rows that arm pruned"):
-        arms.check_apart(train, test, "pruned")
+def test_weights_are_those_of_the_decisions(tmp_path):
+    """Only of the kept rows, in the order of the rows, and only where they are asked for."""
+    kept, weights = [True, False, False, True, True], [2.0, 1.0, 1.0, 8.0, 1.5]
+    decisions = write_decisions(tmp_path, kept, weights)
+    plain = Arm("pruned", write_scores(tmp_path), ("f",), decisions=decisions)
+    assert kept_rows(plain, "f").weights is None
+    found = kept_rows(replace(plain, weighted=True), "f")
+    assert found.hashes.tolist() == [10, 14, 15]
+    assert found.weights.tolist() == [2.0, 8.0, 1.5]
+
+
+def test_weights_are_those_of_the_draw(tmp_path):
+    """A rule that is not decided yet gives the weights that its decisions would hold."""
+    hashes = seeded_hash(np.array([10, 11, 13, 14, 15], np.uint64), 4)
+    scores = np.array([0, 1, 3, 4, 5], np.float32)
+    population = MemoryPopulation([Block(scores, hashes)], ("",))
+    config = SelectConfig(strategy="weighted", keep=0.6)
+    rule = weighted(population, config, ScoreInfo("loss", "high", 0.0, np.inf))
+    arm = Arm("p", write_scores(tmp_path), ("f",), rule=rule, seed=4, weighted=True)
+    found = kept_rows(arm, "f")
+    kept = rule.apply(Block(scores, hashes))
+    assert found.hashes.tolist() == np.array([10, 11, 13, 14, 15])[kept].tolist()
+    distance = scores[kept].astype(float)  # the score's distance from 0, the bound of a loss
+    chance = 1 - np.exp(-distance / np.exp(rule.draw.threshold))
+    np.testing.assert_allclose(found.weights, 1 / chance, rtol=1e-5)
+    assert found.weights.max() > 1
+
+
+@given(st.lists(st.lists(st.floats(1, 2.0**60, width=32), max_size=5), min_size=1, max_size=5))
+def test_scaled_weights_have_a_mean_of_one(fragments):
+    sums = [float(np.sum(part, dtype=float)) for part in fragments]
+    size = ArmSize(sum(map(len, fragments)), math.fsum(sums))
+    weights = np.concatenate([np.asarray(part, float) for part in fragments])
+    if len(weights):
+        assert (weights * size.scale).mean() == pytest.approx(1)
+    else:
+        assert size.scale == 1
 
 
 def test_a_digest_tells_arms_apart():
     base = Arm("a", "s", ("f",))
     others = [Arm("b", "s", ("f",)), Arm("a", "t", ("f",)), Arm("a", "s", ("f",), seed=1)]
-    assert len({base.digest(), *(other.digest() for other in others)}) == 4
+    others.append(replace(base, weighted=True))
+    assert len({base.digest(), *(other.digest() for other in others)}) == 5
     assert base.digest() == Arm("a", "s", ("f",)).digest()

@@ -148,6 +148,18 @@ class TestLoop:
         assert correct == (outputs.argmax(1) == targets).sum()
         assert loss / rows == pytest.approx(nn.CrossEntropyLoss()(outputs, targets).item(), 1e-4)
 
+    def test_sums_of_an_epoch_are_of_the_weighted_losses(self):
+        values, targets = data()
+        weights = torch.rand(50, generator=torch.Generator().manual_seed(3)) * 2
+        loop = Loop(network(), Recipe(learning_rate=1e-12), CLASSES, 5, CPU)
+        pieces = zip(values.split(10), targets.split(10), weights.split(10), strict=True)
+        loop.model.eval()  # no batch statistics: the rows' losses do not depend on the batch
+        loop.model.train = lambda: None
+        loop.run(Batch(x, y, number == 0, w) for number, (x, y, w) in enumerate(pieces))
+        losses = nn.functional.cross_entropy(loop.model(values), targets, reduction="none")
+        assert loop.sums[2] == 50
+        assert float(loop.sums[0]) == pytest.approx(float((weights * losses).sum()), rel=1e-4)
+
     def test_what_augments_sees_each_batch(self):
         class Count(nn.Module):
             calls = 0

@@ -155,6 +155,41 @@ class TestLoss:
         expected = (0.8 * hard + 0.2 * -logs.mean(dim=1)).mean()
         torch.testing.assert_close(loss_of(CLASSES, outputs, targets, 0.2), expected)
 
+    @pytest.mark.parametrize("smoothing", [0.0, 0.2])
+    def test_weights_multiply_each_rows_loss_written_out(self, smoothing):
+        generator = torch.Generator().manual_seed(2)
+        outputs = torch.randn(7, 3, generator=generator, dtype=torch.float64)
+        targets = torch.tensor([0, 1, 2, 2, 1, 0, 1])
+        weights = torch.rand(7, generator=generator, dtype=torch.float64) * 3
+        mine = outputs.clone().requires_grad_()
+        loss = loss_of(CLASSES, mine, targets, smoothing, weights)
+        loss.backward()
+        aims = torch.nn.functional.one_hot(targets, 3) * (1 - smoothing) + smoothing / 3
+        probabilities = outputs.softmax(dim=1)
+        expected = sum(
+            float(w * -(aim * p.log()).sum())
+            for w, aim, p in zip(weights, aims, probabilities, strict=True)
+        )
+        assert float(loss) == pytest.approx(expected / 7)
+        gradient = weights[:, None] * (probabilities - aims) / 7  # of softmax cross-entropy
+        torch.testing.assert_close(mine.grad, gradient)
+
+    def test_weights_of_a_regression(self):
+        label = LabelSpec("y", task="regression", mean=10.0, std=2.0)
+        outputs, targets = torch.tensor([[0.0], [1.0]]), torch.tensor([12.0, 16.0])
+        found = loss_of(label, outputs, targets, weights=torch.tensor([0.5, 1.5]))
+        assert float(found) == pytest.approx((0.5 * 1 + 1.5 * 4) / 2)
+
+    def test_batches_of_weighted_losses_average_to_the_whole(self):
+        """As gradients of several workers do: a batch's own weights are not divided by."""
+        outputs = torch.randn(8, 3, generator=torch.Generator().manual_seed(4))
+        targets = torch.arange(8) % 3
+        weights = torch.tensor([0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 2.0, 2.0])
+        halves = [slice(0, 4), slice(4, 8)]
+        parts = [loss_of(CLASSES, outputs[h], targets[h], 0.0, weights[h]) for h in halves]
+        whole = loss_of(CLASSES, outputs, targets, 0.0, weights)
+        torch.testing.assert_close(sum(parts) / 2, whole)
+
     def test_regression_is_in_units_of_the_standardised_target(self):
         label = LabelSpec("y", task="regression", mean=10.0, std=4.0)
         outputs, targets = torch.tensor([[0.5], [-1.0]]), torch.tensor([12.0, 10.0])

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from sklearn.metrics import r2_score
 from torch import nn
 
-from dataprune_ray.arms import HeldRows
 from dataprune_ray.features.spec import FeatureSpec, LabelSpec
-from dataprune_ray.models import ModelSpec
+from dataprune_ray.holding import HeldRows
+from dataprune_ray.models import ModelSpec, build_model
 from dataprune_ray.recipes import Recipe
 from dataprune_ray.trials import TrialPlan, _Rows, curve_updates, run_from_json, train_and_test
 
@@ -90,6 +90,35 @@ class TestTrainAndTest:
         tested = rows_of(held(90, 1))
         clean = train_and_test(plan(), rows_of(data, mine), tested, CPU)
         assert clean.loss == train_and_test(plan(), rows_of(spoilt, mine), tested, CPU).loss
+
+    def test_weights_are_those_of_a_loop_written_out(self):
+        """Against torch alone: plain Adam on the weighted losses of the same batches."""
+        data, tested = held(), held(90, 1)
+        mine = np.flatnonzero(np.arange(200) % 3)
+        weights = np.random.default_rng(1).uniform(0.1, 3, len(mine)).astype(np.float32)
+        one = plan(rows=len(mine), updates=25)
+        run = train_and_test(one, _Rows(data, mine, weights), rows_of(tested), CPU)
+
+        torch.manual_seed(0)
+        model = build_model(one.model, 3)
+        optimiser = torch.optim.Adam(model.parameters(), 0.01)
+        x, y = torch.from_numpy(data.values[mine]), torch.from_numpy(data.targets[mine])
+        order = torch.Generator().manual_seed(0)
+        done = 0
+        while done < 25:
+            for index in torch.randperm(len(mine), generator=order).split(32)[: 25 - done]:
+                losses = -model(x[index]).log_softmax(dim=1)[range(len(index)), y[index]]
+                optimiser.zero_grad()
+                (torch.from_numpy(weights)[index] * losses).mean().backward()
+                optimiser.step()
+                done += 1
+        outputs = model.eval()(torch.from_numpy(tested.values))
+        expected = nn.functional.cross_entropy(outputs, torch.from_numpy(tested.targets))
+        assert run.loss == pytest.approx(float(expected), rel=1e-5)
+        plain = train_and_test(one, rows_of(data, mine), rows_of(tested), CPU)
+        assert plain.loss != pytest.approx(run.loss, rel=1e-3)
+        ones = _Rows(data, mine, np.ones(len(mine), np.float32))
+        assert train_and_test(one, ones, rows_of(tested), CPU).loss == pytest.approx(plain.loss)
 
     def test_held_rows_are_left_as_they_were(self):
         data = held()
