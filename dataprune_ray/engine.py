@@ -74,10 +74,17 @@ class ScorePlan:
         return tuple(name for name in self.metrics if METRICS[name].fit is not None)
 
     @property
+    def temporary(self) -> dict[str, pa.DataType]:
+        """Columns that the actors store for second stages alone, with their types."""
+        fits = (METRICS[name].fit for name in self.fitted)
+        read = {column for fit in fits if fit is not None for column in fit.columns}
+        wide = pa.list_(pa.float32(), self.model.label.outputs)
+        return {name: kind or wide for name, kind in schema.TEMPORARY.items() if name in read}
+
+    @property
     def layout(self) -> pa.Schema:
-        """Schema of what the actors write: with stored outputs where a second stage needs them."""
-        width = self.model.label.outputs if self.fitted else None
-        return schema.score_schema(self.rows.label.type, self.direct, width)
+        """Schema of what the actors write, temporary columns among it."""
+        return schema.score_schema(self.rows.label.type, self.direct, self.temporary)
 
     def path(self, fragment: Fragment) -> str:
         """The fragment's score file."""
@@ -213,7 +220,7 @@ class Engine:
     ) -> dict[str, npt.NDArray[np.float32]]:
         """Metric columns of the good rows: float32 (m,), outputs (m, C)."""
         columns: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in self.plan.direct}
-        if self.plan.fitted:
+        if schema.OUTPUTS in self.plan.temporary:
             columns[schema.OUTPUTS] = []
         size = self.plan.batch_size
         if self.plan.needs:
@@ -246,7 +253,7 @@ class Engine:
                 for name in self.plan.direct
                 if (metric := METRICS[name].score) is not None
             }
-            if self.plan.fitted:
+            if schema.OUTPUTS in self.plan.temporary:
                 found[schema.OUTPUTS] = outputs.logits.mean(dim=0)[:rows].cpu().numpy()
         return found
 

@@ -1,25 +1,26 @@
-"""Second stage of metrics that need the whole corpus: statistics of stored outputs, then values.
+"""Second stage of metrics that need the whole corpus: reductions over score files, then values.
 
-It runs over score files, without the model. Statistics are exact sums and maxima, so the result
-does not depend on how the corpus is cut.
+It runs without the model, over columns that scoring has stored. Reductions are exact, so the
+result does not depend on how the corpus is cut.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import ExactSum
 from dataprune_ray.engine import NOTE, ScorePlan, score_column
+from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.filesystems import (
     atomic_output,
     exists,
@@ -30,35 +31,37 @@ from dataprune_ray.io.filesystems import (
     write_bytes,
 )
 from dataprune_ray.io.leftovers import remove_other_fragments
-from dataprune_ray.metrics import METRICS
+from dataprune_ray.io.scores import group_codes
+from dataprune_ray.metrics import METRICS, CorpusFit, Extent, Step
 from dataprune_ray.tasks import run_tasks
 
 _FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
 
 
 def finish(plan: ScorePlan) -> None:
-    """Replace stored outputs by the metrics that need the whole corpus.
+    """Replace temporary columns by the metrics that need the whole corpus.
 
-    The corpus's statistics are committed first, so that a run that was cut off half way through
+    What the reductions find is committed first, so that a run that was cut off half way through
     the files finishes the rest with the same numbers.
     """
     if not plan.fitted:
         return
     paths = [plan.path(fragment) for fragment in plan.rows.fragments]
+    work = Work.of(plan)
     saved = join(plan.folder, _FIT_FILE)
     if exists(saved):
-        fit = Fit.from_json(json.loads(read_bytes(saved)))
+        work = replace(work, found=from_json(json.loads(read_bytes(saved))))
     else:
-        fit = _fit(plan, paths)
-        write_bytes(saved, json.dumps(fit.to_json()).encode())
-    for _ in run_tasks(partial(_complete, plan.metrics, fit), paths):
+        work = _reduced(work, paths)
+        write_bytes(saved, json.dumps(to_json(work.found)).encode())
+    for _ in run_tasks(partial(_complete, work), paths):
         pass
 
 
 def forget(plan: ScorePlan) -> bool:
     """Undo a second stage over a corpus of which some rows were not there yet.
 
-    Whether there was one; the score files that it finished are removed with it, the statistics
+    Whether there was one; the score files that it finished are removed with it, the findings
     last: cut off half way, this is begun again.
     """
     saved = join(plan.folder, _FIT_FILE)
@@ -69,119 +72,151 @@ def forget(plan: ScorePlan) -> bool:
     return True
 
 
-@dataclass(frozen=True)
-class Fit:
-    """Mean output float64 (C,) of the corpus, and the largest value of each fitted metric."""
-
-    mean: npt.NDArray[np.float64]
-    largest: dict[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Lossless, as hexadecimal floats."""
-        return {
-            "mean": [value.hex() for value in self.mean.tolist()],
-            "largest": {name: value.hex() for name, value in self.largest.items()},
-        }
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Fit:
-        """What `to_json` described."""
-        mean = np.array([float.fromhex(text) for text in value["mean"]])
-        return cls(mean, {name: float.fromhex(text) for name, text in value["largest"].items()})
-
-
-def _fit(plan: ScorePlan, paths: list[str]) -> Fit:
-    total = ExactSum(plan.model.label.outputs)
-    for part in run_tasks(partial(_sum_outputs, total.columns), paths):
-        total.merge(part)
-    mean = total.means() if total.count else np.zeros(total.columns)
-    largest = dict.fromkeys(plan.fitted, 0.0)
-    for found in run_tasks(partial(_largest, plan.fitted, mean), paths):
-        largest = {name: max(value, found[name]) for name, value in largest.items()}
-    return Fit(mean, largest)
-
-
 def fitted_in_memory(plan: ScorePlan, table: pa.Table) -> pa.Table:
-    """A small score table with its stored outputs replaced by the metrics made from them."""
+    """A small score table with its temporary columns replaced by the metrics made from them."""
     if not plan.fitted:
         return table
-    good, outputs = _outputs_of(table)
-    mean = ExactSum(plan.model.label.outputs).add(outputs).means() if len(outputs) else None
-    largest = {}
-    if mean is not None:
-        for name in plan.fitted:
-            largest[name] = float(_fitted_values(name, outputs, mean).max())
-    fit = Fit(np.zeros(outputs.shape[1]) if mean is None else mean, largest)
-    return _with_fitted(table, good, outputs, fit).drop_columns([schema.OUTPUTS])
+    work = Work.of(plan)
+    good, columns = work.columns(table)
+    for steps in work.rounds():
+        found = {s.name: s.value(s.kernel(columns, work.found, work.extent)) for s in steps}
+        work = replace(work, found={**work.found, **found})
+    return work.complete(table, good, columns).select(work.layout.names).cast(work.layout)
 
 
-def _output_rows(file: Any) -> Iterator[tuple[pa.Table, npt.NDArray[np.bool_], Any]]:
-    """Row groups of a score file: the table, which rows have outputs, and those (m, C)."""
+def to_json(found: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
+    """Findings of float64 and int64, without loss: floats are written as Python reads them."""
+    return {
+        name: {"dtype": str(v.dtype), "shape": list(v.shape), "values": v.ravel().tolist()}
+        for name, v in found.items()
+    }
+
+
+def from_json(content: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
+    """What `to_json` described."""
+    return {
+        name: np.array(entry["values"], entry["dtype"]).reshape(entry["shape"])
+        for name, entry in content.items()
+    }
+
+
+@dataclass(frozen=True)
+class Work:
+    """The second stages of a plan, and what their steps have found so far."""
+
+    plan: ScorePlan
+    fits: dict[str, CorpusFit]
+    extent: Extent
+    found: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: ScorePlan) -> Work:
+        """Before the first step, without the fragments."""
+        fits = {name: fit for name in plan.fitted if (fit := METRICS[name].fit) is not None}
+        label = plan.model.label
+        extent = Extent(outputs=label.outputs, classes=len(label.classes))
+        return cls(replace(plan, rows=replace(plan.rows, fragments=())), fits, extent)
+
+    @property
+    def layout(self) -> pa.Schema:
+        """Schema of a finished score file."""
+        return schema.score_schema(self.plan.rows.label.type, self.plan.metrics)
+
+    @property
+    def reads(self) -> list[str]:
+        """Columns that some second stage reads."""
+        return list(dict.fromkeys(name for fit in self.fits.values() for name in fit.columns))
+
+    def rounds(self) -> Iterator[list[Step]]:
+        """The first steps of all second stages, then the second ones, each name once."""
+        deepest = max(len(fit.steps) for fit in self.fits.values())
+        for depth in range(deepest):
+            steps = [fit.steps[depth] for fit in self.fits.values() if depth < len(fit.steps)]
+            yield list({step.name: step for step in steps}.values())
+
+    def columns(self, table: pa.Table) -> tuple[npt.NDArray[np.bool_], dict[str, Any]]:
+        """Which rows (n,) have no error, and the columns that are read, of those (m, …)."""
+        good = np.asarray(pc.is_null(table[schema.ERROR]))
+        rows = table.filter(pa.array(good)) if not good.all() else table
+        codes = {name: code for code, name in enumerate(self.plan.rows.label.classes)}
+        found: dict[str, Any] = {}
+        for name in self.reads:
+            values = rows[name].combine_chunks()
+            if name == schema.LABEL and self.plan.rows.label.task == "classification":
+                found[name] = group_codes(values, codes, self.plan.folder)
+            elif pa.types.is_fixed_size_list(values.type):
+                flat = values.flatten().to_numpy(zero_copy_only=False)
+                found[name] = flat.reshape(len(values), values.type.list_size)
+            else:
+                found[name] = values.to_numpy(zero_copy_only=False)
+        return good, found
+
+    def complete(
+        self, table: pa.Table, good: npt.NDArray[np.bool_], columns: dict[str, Any]
+    ) -> pa.Table:
+        """The table with the metrics appended.
+
+        Raises:
+            BadDataError: a value is not finite.
+        """
+        for name, fit in self.fits.items():
+            values = fit.values(columns, self.found, self.plan.options).astype(np.float32)
+            if not np.isfinite(values).all():
+                raise BadDataError(f"{name} is not finite for a row whose columns are")
+            column = score_column(values, np.flatnonzero(good), ~good, len(good))
+            table = table.append_column(name, column)
+        return table
+
+
+def _reduced(work: Work, paths: list[str]) -> Work:
+    """With what all steps find in these files."""
+    for steps in work.rounds():
+        empty = work.columns(work.plan.layout.empty_table())[1]
+        totals = {step.name: step.kernel(empty, work.found, work.extent) for step in steps}
+        for part in run_tasks(partial(_reduce_file, work, steps), paths):
+            for step in steps:
+                totals[step.name] = step.merge(totals[step.name], part[step.name])
+        found = {step.name: np.asarray(step.value(totals[step.name])) for step in steps}
+        work = replace(work, found={**work.found, **found})
+    return work
+
+
+def _reduce_file(work: Work, steps: list[Step], path: str) -> dict[str, Any]:
+    names = list(dict.fromkeys([schema.ERROR, *work.reads]))
+    totals: dict[str, Any] = {}
+    with open_input(path) as file:
+        for table in _row_groups(file, names):
+            _, columns = work.columns(table)
+            for step in steps:
+                part = step.kernel(columns, work.found, work.extent)
+                name = step.name
+                totals[name] = step.merge(totals[name], part) if name in totals else part
+    if not totals:
+        empty = work.columns(work.plan.layout.empty_table())[1]
+        totals = {step.name: step.kernel(empty, work.found, work.extent) for step in steps}
+    return totals
+
+
+def _row_groups(file: Any, columns: list[str] | None = None) -> Iterator[pa.Table]:
     parquet = pq.ParquetFile(file)
     for group in range(parquet.num_row_groups):
-        table = parquet.read_row_group(group)
-        yield table, *_outputs_of(table)
+        yield parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
-def _outputs_of(table: pa.Table) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.float32]]:
-    stored = table[schema.OUTPUTS].combine_chunks()
-    good = np.asarray(stored.is_valid())
-    values = stored.flatten().to_numpy(zero_copy_only=False)
-    return good, values.reshape(good.sum(), stored.type.list_size)
-
-
-def _with_fitted(
-    table: pa.Table, good: npt.NDArray[np.bool_], outputs: npt.NDArray[np.float32], fit: Fit
-) -> pa.Table:
-    for name, largest in fit.largest.items():
-        values = _fitted_values(name, outputs, fit.mean) / (largest or 1.0)
-        column = score_column(values.astype(np.float32), np.flatnonzero(good), ~good, len(good))
-        table = table.append_column(name, column)
-    return table
-
-
-def _sum_outputs(columns: int, path: str) -> ExactSum:
-    total = ExactSum(columns)
-    with open_input(path) as file:
-        for _, _, outputs in _output_rows(file):
-            total.add(outputs)
-    return total
-
-
-def _largest(names: tuple[str, ...], mean: npt.NDArray[np.float64], path: str) -> dict[str, float]:
-    largest = dict.fromkeys(names, 0.0)
-    with open_input(path) as file:
-        for _, _, outputs in _output_rows(file):
-            for name in names:
-                values = _fitted_values(name, outputs, mean)
-                largest[name] = max(largest[name], float(values.max(initial=0.0)))
-    return largest
-
-
-def _fitted_values(
-    name: str, outputs: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    fit = METRICS[name].fit
-    if fit is None:
-        raise ValueError(f"metric {name!r} has no second stage")
-    return fit.score(outputs, mean)
-
-
-def _complete(metrics: tuple[str, ...], fit: Fit, path: str) -> None:
-    """Rewrite a score file with its fitted metrics instead of its outputs, once."""
+def _complete(work: Work, path: str) -> None:
+    """Rewrite a score file with its fitted metrics instead of its temporary columns, once."""
+    layout = work.layout
     with open_input(path) as file:
         stored = pq.read_schema(file)
-    if schema.OUTPUTS not in stored.names:
+    if stored.names == layout.names:
         return
-    label = stored.field(schema.LABEL).type
-    layout = schema.score_schema(label, metrics)
     with (
         open_input(path) as file,
         atomic_output(path) as stream,
         pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
     ):
         note = pq.ParquetFile(file).metadata.metadata[NOTE].decode()
-        for table, good, outputs in _output_rows(file):
-            whole = _with_fitted(table, good, outputs, fit)
+        for table in _row_groups(file):
+            whole = work.complete(table, *work.columns(table))
             writer.write_table(whole.select(layout.names).cast(layout))
         writer.add_key_value_metadata({NOTE.decode(): note})

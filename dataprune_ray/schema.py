@@ -17,7 +17,7 @@ error       string, nullable        why the row could not be scored
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -34,8 +34,10 @@ KEPT = "kept"
 REASON = "reason"
 WEIGHT = "weight"
 
+#: Columns that scoring stores for second stages, which remove them; None: a list of floats.
+TEMPORARY: dict[str, pa.DataType | None] = {OUTPUTS: None}
 #: Columns of the score table that are not metrics.
-RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, OUTPUTS})
+RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, *TEMPORARY})
 
 UNJUDGED = "unjudged"
 FOLD = "fold"
@@ -51,9 +53,11 @@ _FILE_TYPE = pa.dictionary(pa.int32(), pa.string())
 
 
 def score_schema(
-    label_type: pa.DataType, metrics: Sequence[str], outputs: int | None = None
+    label_type: pa.DataType,
+    metrics: Sequence[str],
+    temporary: Mapping[str, pa.DataType] | None = None,
 ) -> pa.Schema:
-    """Schema of one score file; ``outputs`` is the width of stored mean model outputs, if any."""
+    """Schema of one score file, with the temporary columns that it holds for second stages."""
     fields = [
         pa.field(FILE, _FILE_TYPE),
         pa.field(ROW, pa.int64()),
@@ -63,8 +67,7 @@ def score_schema(
         *[pa.field(name, pa.float32()) for name in metrics],
         pa.field(ERROR, pa.string()),
     ]
-    if outputs is not None:
-        fields.append(pa.field(OUTPUTS, pa.list_(pa.float32(), outputs)))
+    fields += [pa.field(name, kind) for name, kind in (temporary or {}).items()]
     return pa.schema(fields)
 
 

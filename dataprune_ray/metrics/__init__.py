@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataprune_ray.errors import ConfigError, UnknownNameError
-from dataprune_ray.metrics.base import CorpusFit, Metric, MetricOptions, ModelOutputs
+from dataprune_ray.metrics.base import (
+    CorpusFit,
+    Extent,
+    Metric,
+    MetricOptions,
+    ModelOutputs,
+    Step,
+)
 from dataprune_ray.metrics.chance import RANDOM
 from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
@@ -13,9 +20,11 @@ from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNIT
 __all__ = [
     "METRICS",
     "CorpusFit",
+    "Extent",
     "Metric",
     "MetricOptions",
     "ModelOutputs",
+    "Step",
     "check_metrics",
     "get_metric",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,15 +52,54 @@ class ModelOutputs:
         return self.labels
 
 
-@dataclass(frozen=True)
-class CorpusFit:
-    """Second stage of a metric that needs the whole corpus, over stored mean outputs.
+#: Columns of score files by name, rows without error only: numbers (n,) or (n, C), labels as codes.
+Columns = Mapping[str, npt.NDArray[Any]]
+#: What the steps of second stages have found of the whole corpus, by the steps' names.
+Found = Mapping[str, npt.NDArray[Any]]
 
-    ``score`` maps outputs float32 (n, C) and the corpus's mean output float64 (C,) to unnormalised
-    float64 (n,); the result is divided by its maximum over the corpus.
+
+@dataclass(frozen=True)
+class Extent:
+    """Sizes that columns alone do not tell: model outputs, classes and clusters."""
+
+    outputs: int = 1
+    classes: int = 0
+    clusters: int = 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One reduction over the whole corpus, equal for any order and any cut of the rows.
+
+    Attributes:
+        name: of what it finds; steps of one name are one step.
+        kernel: columns of some rows, also of none, what earlier steps found, and the sizes, to a
+            partial result.
+        merge: two partial results to one, exactly: integers, maxima, `ExactSum`. It may change the
+            first.
+        value: the last partial result to float64 or int64 of any shape.
     """
 
-    score: Callable[[npt.NDArray[np.float32], npt.NDArray[np.float64]], npt.NDArray[np.float64]]
+    name: str
+    kernel: Callable[[Columns, Found, Extent], Any]
+    merge: Callable[[Any, Any], Any]
+    value: Callable[[Any], npt.NDArray[Any]] = np.asarray
+
+
+@dataclass(frozen=True)
+class CorpusFit:
+    """Second stage of a metric that needs the whole corpus, over columns of the score files.
+
+    Attributes:
+        columns: what it reads: ``label``, metrics that are scored too, or temporary columns
+            (`schema.TEMPORARY`), which scoring stores and this stage removes.
+        values: pure function of columns, findings and options to float64 (n,).
+        steps: reductions, each over all rows, that ``values`` needs; in order.
+    """
+
+    columns: tuple[str, ...]
+    values: Callable[[Columns, Found, MetricOptions], npt.NDArray[np.float64]]
+    steps: tuple[Step, ...] = ()
 
 
 @dataclass(frozen=True)

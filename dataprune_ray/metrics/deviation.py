@@ -5,16 +5,46 @@ Two reductions over stored outputs (mean, then maximum); the model runs once.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from dataprune_ray.metrics.base import CorpusFit, Metric
+from dataprune_ray.cutoff import ExactSum
+from dataprune_ray.metrics.base import (
+    Columns,
+    CorpusFit,
+    Extent,
+    Found,
+    Metric,
+    MetricOptions,
+    Step,
+)
+
+_OUTPUTS = "outputs"
+_MEAN = "output_mean"
+_LARGEST = "output_deviation_largest"
 
 
-def _distance(
-    outputs: npt.NDArray[np.float32], mean: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    return np.asarray(np.linalg.norm(outputs.astype(np.float64) - mean, axis=1))
+def _sum(columns: Columns, _: Found, extent: Extent) -> ExactSum:
+    return ExactSum(extent.outputs).add(columns[_OUTPUTS])
+
+
+def _mean(total: ExactSum) -> npt.NDArray[np.float64]:
+    return total.means() if total.count else np.zeros(total.columns)
+
+
+def _distances(columns: Columns, found: Found) -> npt.NDArray[np.float64]:
+    outputs: npt.NDArray[Any] = columns[_OUTPUTS]
+    return np.asarray(np.linalg.norm(outputs.astype(np.float64) - found[_MEAN], axis=1))
+
+
+def _largest(columns: Columns, found: Found, _: Extent) -> float:
+    return float(_distances(columns, found).max(initial=0.0))
+
+
+def _share(columns: Columns, found: Found, _: MetricOptions) -> npt.NDArray[np.float64]:
+    return _distances(columns, found) / (float(found[_LARGEST]) or 1.0)
 
 
 OUTPUT_DEVIATION = Metric(
@@ -29,5 +59,9 @@ OUTPUT_DEVIATION = Metric(
     regression=True,
     cost="forward pass",
     score=None,
-    fit=CorpusFit(_distance),
+    fit=CorpusFit(
+        columns=(_OUTPUTS,),
+        values=_share,
+        steps=(Step(_MEAN, _sum, ExactSum.merge, _mean), Step(_LARGEST, _largest, max)),
+    ),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from dataclasses import replace
 
@@ -17,6 +19,7 @@ from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.features import FeatureSpec, LabelSpec
 from dataprune_ray.metrics import (
     METRICS,
+    Extent,
     MetricOptions,
     ModelOutputs,
     check_metrics,
@@ -309,27 +312,45 @@ def test_a_short_last_batch_has_no_inflated_gradients():
 # Output deviation
 
 
-@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_output_deviation_is_the_distance_from_the_mean_output(rows, width, seed):
+def fitted(name, columns, extent, cuts=()):
+    """Values (n,) of a second stage over columns whose rows are reduced piece by piece."""
+    fit = METRICS[name].fit
+    found = {}
+    rows = len(next(iter(columns.values())))
+    bounds = [0, *sorted(cuts), rows]
+    for step in fit.steps:
+        parts = [
+            step.kernel({n: c[low:high] for n, c in columns.items()}, found, extent)
+            for low, high in itertools.pairwise(bounds)
+        ]
+        found[step.name] = np.asarray(step.value(functools.reduce(step.merge, parts[::-1])))
+    return fit.values(columns, found, MetricOptions())
+
+
+@given(st.integers(1, 30), st.integers(1, 5), st.integers(0, 2**32 - 1), st.data())
+def test_output_deviation_is_the_distance_from_the_mean_output(rows, width, seed, data):
     rng = np.random.default_rng(seed)
     outputs = (rng.normal(size=(rows, width)) * 1e3).astype(np.float32)
     mean = outputs.mean(axis=0, dtype=np.float64)
-    found = METRICS["output_deviation"].fit.score(outputs, mean)
+    by_hand = np.array(
+        [
+            math.sqrt(sum((float(outputs[i, j]) - mean[j]) ** 2 for j in range(width)))
+            for i in range(rows)
+        ]
+    )
+    cuts = data.draw(st.lists(st.integers(0, rows), max_size=4))
+    found = fitted("output_deviation", {"outputs": outputs}, Extent(width), cuts)
     assert found.dtype == np.float64
-    by_hand = [
-        math.sqrt(sum((float(outputs[i, j]) - mean[j]) ** 2 for j in range(width)))
-        for i in range(rows)
-    ]
-    assert found == pytest.approx(by_hand)
-    for i in range(rows):
-        assert METRICS["output_deviation"].fit.score(outputs[i : i + 1], mean)[0] == found[i]
+    assert found == pytest.approx(by_hand / (by_hand.max() or 1.0))
+    assert (found == fitted("output_deviation", {"outputs": outputs}, Extent(width))).all()
 
 
 def test_output_deviation_of_one_output_is_the_absolute_difference():
-    found = METRICS["output_deviation"].fit.score(
-        np.array([[1.0], [-3.0]], np.float32), np.array([-1.0])
-    )
-    assert found.tolist() == [2.0, 2.0]
+    outputs = np.array([[1.0], [-3.0], [-1.0], [-1.0]], np.float32)
+    found = fitted("output_deviation", {"outputs": outputs}, Extent(1), cuts=[1])
+    assert found.tolist() == [1.0, 1.0, 0.0, 0.0]
+    alike = np.zeros((3, 1), np.float32)
+    assert fitted("output_deviation", {"outputs": alike}, Extent(1)).tolist() == [0.0] * 3
 
 
 # What holds of every metric in the registry
@@ -432,7 +453,9 @@ def test_the_entry_is_complete(name):
     assert metric.summary
     assert metric.cost
     assert metric.advice.startswith("not ")
-    assert (metric.fit is not None) == ("outputs" in metric.needs)
+    reads = metric.fit.columns if metric.fit else ()
+    assert ("outputs" in reads) == ("outputs" in metric.needs)
+    assert ("label" in reads) <= ("labels" in metric.needs)
 
 
 @pytest.mark.parametrize("name", SCORED)
