@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dataprune_ray.config import OPERATIONAL, CorpusConfig, ModelConfig, PruneConfig, ScoreConfig
+from dataprune_ray.engine import Judges
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
+    beside,
     exists,
     join,
     read_bytes,
@@ -23,6 +25,7 @@ from dataprune_ray.io.filesystems import (
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.metrics import METRICS
+from dataprune_ray.training import read_result
 
 #: Settings of the corpus, the model and the scores that no score depends on.
 _FREE = OPERATIONAL | {"fragment_rows"}
@@ -61,6 +64,14 @@ class Baseline:
         """Checkpoints of the models that it trained, in the order of their seeds."""
         count = len(self.manifest["model"]["proxies"])
         return tuple(join(self.root, "proxy", f"seed-{i}.safetensors") for i in range(count))
+
+    @property
+    def trajectory(self) -> tuple[str, ...]:
+        """Checkpoints of the first of them that training dynamics looked at, if any did."""
+        if not self.proxies:
+            return ()
+        first = read_result(beside(self.proxies[0], ".json"))
+        return replace(first, checkpoint=self.proxies[0]).trajectory
 
 
 def saved_fragments(plan: dict[str, Any]) -> tuple[Fragment, ...]:
@@ -105,7 +116,7 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
     """
     now, before = config.flat(), baseline.settings
     for name in config.score.metric:
-        if METRICS[name].score is None and name != "random":
+        if METRICS[name].fit is not None:
             raise ConfigError(
                 "metric",
                 name,
@@ -114,7 +125,7 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
             )
     stages = (CorpusConfig, ModelConfig, ScoreConfig)
     names = [name for stage in stages for name in stage.model_fields if name not in _FREE]
-    trained = not config.model.checkpoint and any(METRICS[n].needs for n in config.score.metric)
+    trained = not config.model.given and any(METRICS[n].needs for n in config.score.metric)
     if trained or "random" in config.score.metric:
         names.append("seed")
     for name in names:
@@ -149,10 +160,11 @@ def _place(path: str) -> str:
 
 def _check_weights(config: PruneConfig, baseline: Baseline) -> None:
     """Refuse weights that are not those which made the baseline's scores."""
-    paths = config.model.checkpoint or baseline.proxies
+    given = Judges(config.model.given, config.model.trajectory)
+    paths = given.paths or Judges(baseline.proxies, baseline.trajectory).paths
     for path, digest in zip(paths, baseline.plan["weights"], strict=False):
         if not exists(path) or weights_digest(path) != digest:
-            field = "checkpoint" if config.model.checkpoint else "baseline"
+            field = "checkpoint" if given.paths else "baseline"
             raise ConfigError(field, redact(path), "is not what the baseline's scores came from")
 
 

@@ -128,7 +128,7 @@ def _notes(
     if subject.manifest["settings"].get("scores"):
         yield "The cut was made from another run's scores; what they cost is not counted."
     if config.arms.test is None:
-        if subject.config.model.checkpoint:
+        if subject.config.model.given:
             yield (
                 "The rows were scored with a given checkpoint, which may have been trained on rows "
                 "that are held out here; a --test set of its own avoids that."

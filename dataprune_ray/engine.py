@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +26,7 @@ from dataprune_ray.features import encode_example
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, join, read_bytes
 from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, RowPlan, ahead, read_rows
-from dataprune_ray.metrics import METRICS, MetricOptions, ModelOutputs
+from dataprune_ray.metrics import METRICS, Epoch, MetricOptions, ModelOutputs
 from dataprune_ray.models import (
     FeatureTap,
     ModelSpec,
@@ -45,12 +45,29 @@ _ROWS_PER_GROUP = 65_536
 
 
 @dataclass(frozen=True)
+class Judges:
+    """Checkpoints that rows are scored with.
+
+    ``models`` are independent ones, whose scores are averaged; ``trajectory`` those of one run in
+    the order of time, which training dynamics look at.
+    """
+
+    models: tuple[str, ...] = ()
+    trajectory: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All of them, each once, the models first."""
+        return tuple(dict.fromkeys((*self.models, *self.trajectory)))
+
+
+@dataclass(frozen=True)
 class ScorePlan:
     """What every scoring actor is told."""
 
     rows: RowPlan
     model: ModelSpec
-    checkpoints: tuple[str, ...]
+    judges: Judges
     metrics: tuple[str, ...]
     options: MetricOptions
     folder: str
@@ -62,6 +79,18 @@ class ScorePlan:
     def needs(self) -> frozenset[str]:
         """Everything that some metric needs."""
         return frozenset().union(*(METRICS[name].needs for name in self.metrics))
+
+    @property
+    def dynamic(self) -> tuple[str, ...]:
+        """Metrics that look at the trajectory."""
+        return tuple(name for name in self.metrics if METRICS[name].track is not None)
+
+    @property
+    def used(self) -> Judges:
+        """The checkpoints that some metric looks at."""
+        needed = [METRICS[name] for name in self.metrics if METRICS[name].needs]
+        models = self.judges.models if any(m.track is None for m in needed) else ()
+        return Judges(models, self.judges.trajectory if self.dynamic else ())
 
     @property
     def direct(self) -> tuple[str, ...]:
@@ -123,7 +152,7 @@ def check_models(plan: ScorePlan) -> None:
     """
     spec = plan.model
     example = encode_example(spec.features, image_transform(spec))
-    for path in plan.checkpoints if plan.needs else ():
+    for path in plan.used.paths:
         tap = FeatureTap(load_model(spec, path).eval())
         try:
             with torch.no_grad():
@@ -148,6 +177,13 @@ def check_models(plan: ScorePlan) -> None:
             )
 
 
+class _Seen(NamedTuple):
+    """Logits float32 (B, C) and features float32 (B, D), where the model shows any."""
+
+    logits: Tensor
+    features: Tensor | None
+
+
 class Engine:
     """The models on their device, and how a row batch becomes score columns."""
 
@@ -155,7 +191,8 @@ class Engine:
         self.plan = plan
         self.device = torch.device("cuda" if plan.use_gpu else "cpu")
         self.transform = image_transform(plan.model) if plan.needs else None
-        self.taps = [self._load(path) for path in plan.checkpoints] if plan.needs else []
+        self.judges = plan.used
+        self.taps = {path: self._load(path) for path in self.judges.paths}
         self.autocast = autocast(plan.precision, self.device)
 
     def _load(self, path: str) -> FeatureTap:
@@ -246,35 +283,57 @@ class Engine:
         if padding > 0:
             values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
             targets = np.concatenate([targets, np.repeat(targets[-1:], padding, axis=0)])
+        plan = self.plan
         with torch.no_grad():
-            outputs = self._outputs(_tensor(values, self.device), _tensor(targets, self.device))
-            found = {
-                name: metric(outputs)[:rows].float().cpu().numpy()
-                for name in self.plan.direct
-                if (metric := METRICS[name].score) is not None
-            }
-            if schema.OUTPUTS in self.plan.temporary:
-                found[schema.OUTPUTS] = outputs.logits.mean(dim=0)[:rows].cpu().numpy()
+            inputs, labels = _tensor(values, self.device), _tensor(targets, self.device)
+            known = labels if plan.model.label.column is not None else None
+            seen = {path: self._run(path, inputs) for path in self.judges.models}
+            found = self._dynamics(inputs, known, seen)
+            if seen:
+                found |= self._statics(self._outputs(inputs, known, seen))
+        return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
+
+    def _run(self, path: str, inputs: Tensor) -> _Seen:
+        with self.autocast:
+            output, features = self.taps[path](inputs)
+        return _Seen(output.float(), None if features is None else features.float())
+
+    def _dynamics(
+        self, inputs: Tensor, labels: Tensor | None, seen: dict[str, _Seen]
+    ) -> dict[str, Tensor]:
+        """Every checkpoint of the trajectory in turn, none of them twice."""
+        tracks = {name: METRICS[name].track for name in self.plan.dynamic}
+        trackers = {n: track(self.plan.options) for n, track in tracks.items() if track is not None}
+        for path in self.judges.trajectory:
+            judged = seen.get(path) or self._run(path, inputs)
+            epoch = Epoch(judged.logits, labels)
+            for tracker in trackers.values():
+                tracker.add(epoch)
+        return {name: tracker.value() for name, tracker in trackers.items()}
+
+    def _statics(self, outputs: ModelOutputs) -> dict[str, Tensor]:
+        found = {
+            name: score(outputs)
+            for name in self.plan.direct
+            if (score := METRICS[name].score) is not None
+        }
+        if schema.OUTPUTS in self.plan.temporary:
+            found[schema.OUTPUTS] = outputs.logits.mean(dim=0)
         return found
 
-    def _outputs(self, inputs: Tensor, targets: Tensor) -> ModelOutputs:
-        logits: list[Tensor] = []
-        features: list[Tensor] = []
-        with self.autocast:
-            for tap in self.taps:
-                output, seen = tap(inputs)
-                logits.append(output.float())
-                if seen is not None:
-                    features.append(seen.float())
-        label = self.plan.model.label
+    def _outputs(
+        self, inputs: Tensor, labels: Tensor | None, seen: dict[str, _Seen]
+    ) -> ModelOutputs:
+        features = [one.features for one in seen.values() if one.features is not None]
+        taps = [self.taps[path] for path in seen]
         return ModelOutputs(
-            logits=torch.stack(logits),
-            labels=targets if label.column is not None else None,
-            features=tuple(features) if len(features) == len(logits) else None,
-            has_bias=self.taps[0].has_bias,
-            regression=label.task == "regression",
+            logits=torch.stack([one.logits for one in seen.values()]),
+            labels=labels,
+            features=tuple(features) if len(features) == len(seen) else None,
+            has_bias=taps[0].has_bias,
+            regression=self.plan.model.label.task == "regression",
             inputs=inputs if "gradients" in self.plan.needs else None,
-            models=tuple(tap.model for tap in self.taps),
+            models=tuple(tap.model for tap in taps),
             options=self.plan.options,
         )
 

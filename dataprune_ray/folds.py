@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from dataprune_ray import stages
 from dataprune_ray.arms import names_of
 from dataprune_ray.cutoff import KeepRule, kept_counts
-from dataprune_ray.engine import ScorePlan
+from dataprune_ray.engine import Judges, ScorePlan
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.splits import Split
@@ -18,8 +19,8 @@ from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.scoring import score_in_tasks
 from dataprune_ray.selecting import select
 from dataprune_ray.subjects import Subject
-from dataprune_ray.training import TrainResult, train
-from dataprune_ray.understanding import Understanding, score_plan, train_plan
+from dataprune_ray.training import train
+from dataprune_ray.understanding import Understanding, judges, proxy_plans, score_plan
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ def cut_folds(subject: Subject, splits: Sequence[Split], folder: str) -> list[Fo
     places = [join(folder, f"fold-{_digest(subject, split)}") for split in splits]
     models = _models(subject, insides, places)
     plans = []
-    for inside, place, checkpoints in zip(insides, places, models, strict=True):
-        plans.append(score_plan(subject.config, inside, checkpoints, join(place, "scores")))
+    for inside, place, found in zip(insides, places, models, strict=True):
+        plans.append(score_plan(subject.config, inside, found, join(place, "scores")))
     score_in_tasks(plans, subject.config.score.num_gpus)
     return [_cut(subject, inside, plan) for inside, plan in zip(insides, plans, strict=True)]
 
@@ -72,21 +73,17 @@ def _digest(subject: Subject, split: Split) -> str:
 
 def _models(
     subject: Subject, insides: Sequence[Understanding], places: Sequence[str]
-) -> list[tuple[str, ...]]:
+) -> list[Judges]:
     """Checkpoints by fold: the given ones, or proxies trained on the fold's rows alone."""
     config = subject.config
-    if config.model.checkpoint or not subject.understanding.needs_model:
-        return [config.model.checkpoint for _ in insides]
-    seeds = range(config.model.proxy_seeds)
+    if config.model.given or not subject.understanding.needs_model:
+        return [judges(config, ()) for _ in insides]
     plans = [
-        train_plan(config, inside, seed, join(place, "proxy", f"seed-{seed}.safetensors"))
+        proxy_plans(config, inside, join(place, "proxy"))
         for inside, place in zip(insides, places, strict=True)
-        for seed in seeds
     ]
-    done: list[TrainResult] = train(plans, lambda _: None)
-    paths = [result.checkpoint for result in done]
-    count = len(seeds)
-    return [tuple(paths[start : start + count]) for start in range(0, len(paths), count)]
+    done = iter(train([plan for fold in plans for plan in fold], lambda _: None))
+    return [judges(config, list(islice(done, len(fold)))) for fold in plans]
 
 
 def _cut(subject: Subject, inside: Understanding, plan: ScorePlan) -> FoldCut:

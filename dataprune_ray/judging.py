@@ -20,7 +20,7 @@ from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.config.prune import AUTO
 from dataprune_ray.deciding import identity_sum
-from dataprune_ray.engine import NOTE
+from dataprune_ray.engine import NOTE, Judges
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.evidence import Fold, JudgePlan, judge_fragment
 from dataprune_ray.findings import QualityTable
@@ -57,7 +57,7 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
     if not is_asked(config):
         return
     label = understanding.label
-    if label.column is None and not config.model.checkpoint:
+    if label.column is None and not config.model.given:
         raise ConfigError(
             "quality", True, "an unlabelled corpus is judged by a given model; pass --checkpoint"
         )
@@ -122,7 +122,7 @@ def _plan(
             split=Split.fold(count, index, config.select.seed),
             checkpoint=join(folder, f"fold-{index}.safetensors")
             if labelled
-            else config.model.checkpoint[0],
+            else config.model.given[0],
             reference=join(folder, f"reference-{index}.safetensors"),
         )
         for index in range(count)
@@ -135,7 +135,7 @@ def _plan(
         metric=understanding.metrics[0].name,
         folder=folder,
         neighbours=config.quality.neighbours,
-        batch_size=score_plan(config, understanding, (), folder).batch_size,
+        batch_size=score_plan(config, understanding, Judges(), folder).batch_size,
         use_gpu=config.score.num_gpus > 0,
     )
 

@@ -118,6 +118,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "model": {
             "name": understanding.model.name,
             "checkpoints": [redact(path) for path in outcome.config.model.checkpoint],
+            "trajectory": [redact(path) for path in outcome.config.model.trajectory],
             "proxies": [
                 {**asdict(proxy), "checkpoint": redact(proxy.checkpoint)}
                 for proxy in outcome.proxies
@@ -283,7 +284,7 @@ def _sentence(outcome: Outcome) -> str:
         parts.append(
             f"Scores come from {count} proxy {models} ({understanding.model.name}) {origin}."
         )
-    elif outcome.config.model.checkpoint:
+    elif outcome.config.model.given:
         parts.append(f"Scores come from {understanding.model.name} with the given checkpoint.")
     if outcome.reuse is not None:
         text = outcome.reuse.text

@@ -111,7 +111,9 @@ def preview(config: PruneConfig) -> Preview:
         if baseline is None:
             return expect(config, corpus, complete(understanding), pool)
         logger.info("%s", incremental.compare(baseline, corpus).text)
-        judged = config.replace(checkpoint=config.model.checkpoint or baseline.proxies)
+        judged = config
+        if not config.model.given:
+            judged = config.replace(checkpoint=baseline.proxies, trajectory=baseline.trajectory)
         return expect(judged, corpus, as_saved(understanding, baseline.plan), pool)
 
 

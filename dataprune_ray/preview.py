@@ -30,11 +30,12 @@ from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.scoring import Pool
 from dataprune_ray.strategies import ScoreInfo
 from dataprune_ray.tasks import run_tasks
-from dataprune_ray.training import fit
+from dataprune_ray.training import TrainResult, fit
 from dataprune_ray.understanding import (
     Understanding,
+    judges,
+    proxy_plans,
     score_plan,
-    train_plan,
 )
 
 _UNITS = 32
@@ -182,12 +183,14 @@ class _Work:
 def _score_sample(work: _Work) -> _Sample:
     config, understanding = work.config, work.understanding
     with tempfile.TemporaryDirectory(prefix="dataprune-preview-") as folder:
-        checkpoints, update_seconds = config.model.checkpoint, 0.0
-        if not checkpoints and understanding.needs_model:
-            proxy = train_plan(config, understanding, 0, f"{folder}/proxy.safetensors")
-            result = fit(replace(proxy, rows=work.rows, workers=0))
-            checkpoints, update_seconds = (result.checkpoint,), result.seconds / result.updates
-        plan = replace(score_plan(config, understanding, checkpoints, folder), rows=work.rows)
+        proxies: list[TrainResult] = []
+        update_seconds = 0.0
+        if not config.model.given and understanding.needs_model:
+            proxy, *_ = proxy_plans(config, understanding, folder)
+            proxies = [fit(replace(proxy, rows=work.rows, workers=0))]
+            update_seconds = proxies[0].seconds / proxies[0].updates
+        plan = score_plan(config, understanding, judges(config, proxies), folder)
+        plan = replace(plan, rows=work.rows)
         check_models(plan)
         engine = Engine(plan)
         started = time.perf_counter()
@@ -224,8 +227,8 @@ def _expected(
             understanding, _shares(labels, kept, rows, {}, understanding.label.classes)
         )
     updates = model.proxy_epochs * math.ceil(rows * model.proxy_fraction / model.proxy_batch_size)
-    rounds = math.ceil(model.proxy_seeds / max(pool.actors, 1))
-    models = 1 if model.checkpoint else model.proxy_seeds
+    runs = 1 if model.given or understanding.one_run else model.proxy_seeds
+    rounds = math.ceil(runs / max(pool.actors, 1))
     per_row = sample.score_seconds / max(sample.table.num_rows, 1)
     return Preview(
         sampled=sample.table.num_rows,
@@ -241,7 +244,7 @@ def _expected(
         classes=classes,
         files=_shares(files, kept, rows, known, tuple(dict.fromkeys(files.tolist()))),
         seconds_proxy=sample.update_seconds * updates * rounds,
-        seconds_scoring=per_row * rows * models / max(pool.actors, 1),
+        seconds_scoring=per_row * rows * runs / max(pool.actors, 1),
         seconds_other=_FIXED_SECONDS + rows * 2e-6,
     )
 

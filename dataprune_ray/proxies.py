@@ -10,8 +10,8 @@ from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.io.filesystems import beside, exists, read_bytes, write_bytes
 from dataprune_ray.io.output import Output
-from dataprune_ray.training import TrainResult, train
-from dataprune_ray.understanding import Understanding, train_plan
+from dataprune_ray.training import TrainResult, read_result, train
+from dataprune_ray.understanding import Understanding, proxy_name, proxy_plans
 
 logger = logging.getLogger("dataprune")
 
@@ -25,30 +25,27 @@ def obtain(
 
     A baseline's are copied, never trained again: equal rows must score alike.
     """
-    model = config.model
-    if model.checkpoint or config.run.scores is not None or not understanding.needs_model:
+    if config.model.given or config.run.scores is not None or not understanding.needs_model:
         return []
     if baseline is not None:
         return [_inherited(path, index, output) for index, path in enumerate(baseline.proxies)]
-    plans = [
-        train_plan(config, understanding, index, output.path(_FOLDER, f"seed-{index}.safetensors"))
-        for index in range(model.proxy_seeds)
-    ]
+    plans = proxy_plans(config, understanding, output.path(_FOLDER))
     logger.info("training %d proxy models (%s)", len(plans), understanding.model.name)
     return train(plans, _say_trained)
 
 
 def _inherited(path: str, index: int, output: Output) -> TrainResult:
-    """A baseline's proxy, copied with its record."""
-    checkpoint = output.path(_FOLDER, f"seed-{index}.safetensors")
-    record = TrainResult(**json.loads(read_bytes(beside(path, ".json"))))
-    record = replace(record, checkpoint=checkpoint, reused=True)
-    copied = beside(checkpoint, ".json")
+    """A baseline's proxy, copied with its trajectory and its record."""
+    theirs = replace(read_result(beside(path, ".json")), checkpoint=path)
+    ours = replace(theirs, checkpoint=output.path(_FOLDER, proxy_name(index)), reused=True)
+    copied = beside(ours.checkpoint, ".json")
     if not exists(copied):
-        write_bytes(checkpoint, read_bytes(path))
-        write_bytes(copied, json.dumps(asdict(record)).encode())
-    _say_trained(record)
-    return record
+        write_bytes(ours.checkpoint, read_bytes(path))
+        for source, target in zip(theirs.trajectory[:-1], ours.trajectory[:-1], strict=True):
+            write_bytes(target, read_bytes(source))
+        write_bytes(copied, json.dumps(asdict(ours)).encode())
+    _say_trained(ours)
+    return ours
 
 
 def _say_trained(result: TrainResult) -> None:

@@ -36,6 +36,7 @@ from dataprune_ray.understanding import (
     Understanding,
     as_saved,
     complete,
+    judges,
     restore,
     save,
     score_plan,
@@ -108,8 +109,7 @@ def score_rows(
 ) -> tuple[list[FragmentCount], Corpus, str]:
     """The score table: its counts, the corpus with all its columns, and where the table lies."""
     folder = config.run.scores or output.path("scores")
-    checkpoints = config.model.checkpoint or tuple(proxy.checkpoint for proxy in proxies)
-    plan = score_plan(config, understanding, checkpoints, folder)
+    plan = score_plan(config, understanding, judges(config, proxies), folder)
     if config.run.scores is not None:
         for fragment in corpus.fragments:
             if not exists(plan.path(fragment)):
@@ -126,7 +126,7 @@ def score_rows(
         foreign=config.run.scores is not None,
     )
     if config.run.scores is None:
-        save(understanding, corpus, plan, tuple(map(weights_digest, checkpoints)))
+        save(understanding, corpus, plan, tuple(map(weights_digest, plan.judges.paths)))
     members = {name for count in counts for name in count.members}
     if corpus.format == "webdataset":
         corpus = replace(corpus, schema=with_members(corpus.schema, members))

@@ -210,10 +210,12 @@ def _proxies(settings: Mapping[str, Any], files: Mapping[str, list[FileInfo]]) -
     """Proxies whose record is written, and how many the run trains."""
     trained = sum(file.path.endswith(".json") for file in files["proxy"])
     names = settings.get("metric") or ()
-    judged = any(name not in METRICS or METRICS[name].needs for name in names)
-    if settings.get("checkpoint") or settings.get("scores") or not judged:
+    judged = [name for name in names if name not in METRICS or METRICS[name].needs]
+    given = settings.get("checkpoint") or settings.get("trajectory") or settings.get("scores")
+    if given or not judged:
         return Progress(trained, 0)
-    return Progress(trained, int(settings.get("proxy_seeds") or 1))
+    one_run = all(name in METRICS and METRICS[name].track is not None for name in judged)
+    return Progress(trained, 1 if one_run else int(settings.get("proxy_seeds") or 1))
 
 
 def _quarantined(root: str, files: list[FileInfo]) -> int:

@@ -13,7 +13,8 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ _LOST_WORKERS = 3
 class TrainPlan:
     """One training run: what is read, what is trained, where its weights go.
 
-    ``updates`` overrides ``epochs``. ``threads`` is fixed, not taken from the machine, because
+    ``updates`` overrides ``epochs``. Weights after the epochs ``kept_epochs`` (from 1, the last
+    one at the end) are kept, too. ``threads`` is fixed, not taken from the machine, because
     the number of threads changes the last bits of a gradient.
     """
 
@@ -61,6 +63,12 @@ class TrainPlan:
     workers: int = 0
     num_gpus: float = 0.0
     threads: int = 1
+    kept_epochs: tuple[int, ...] = ()
+
+    @property
+    def trajectory(self) -> tuple[str, ...]:
+        """Paths of the weights after each of ``kept_epochs``."""
+        return _trajectory(self.checkpoint, self.kept_epochs)
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,12 @@ class TrainResult:
     seconds: float
     checkpoint: str
     reused: bool = False
+    kept_epochs: tuple[int, ...] = ()
+
+    @property
+    def trajectory(self) -> tuple[str, ...]:
+        """Paths of the weights after each of ``kept_epochs``."""
+        return _trajectory(self.checkpoint, self.kept_epochs)
 
 
 def train(plans: list[TrainPlan], progress: Callable[[TrainResult], None]) -> list[TrainResult]:
@@ -89,8 +103,7 @@ def train(plans: list[TrainPlan], progress: Callable[[TrainResult], None]) -> li
     results: dict[str, TrainResult] = {}
     for plan in plans:
         if exists(plan.checkpoint) and exists(_record(plan)):
-            stored = json.loads(read_bytes(_record(plan)))
-            results[plan.checkpoint] = TrainResult(**{**stored, "reused": True})
+            results[plan.checkpoint] = replace(read_result(_record(plan)), reused=True)
     waiting = [plan for plan in plans if plan.checkpoint not in results]
     for result in _run(waiting):
         results[result.checkpoint] = result
@@ -134,6 +147,20 @@ def fit(plan: TrainPlan) -> TrainResult:
     return result
 
 
+def read_result(record: str) -> TrainResult:
+    """The result that a finished run left beside its checkpoint."""
+    stored = json.loads(read_bytes(record))
+    return TrainResult(**{**stored, "kept_epochs": tuple(stored.get("kept_epochs", ()))})
+
+
+def _trajectory(checkpoint: str, epochs: tuple[int, ...]) -> tuple[str, ...]:
+    """Where the weights after some epochs lie; those after the last one are the result."""
+    if not epochs:
+        return ()
+    before = [beside(checkpoint, f".epoch-{epoch:03d}.safetensors") for epoch in epochs[:-1]]
+    return (*before, checkpoint)
+
+
 def _record(plan: TrainPlan) -> str:
     return beside(plan.checkpoint, ".json")
 
@@ -154,13 +181,13 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     device = torch.device("cuda" if plan.num_gpus and torch.cuda.is_available() else "cpu")
     model.to(device)
     trained = ray.train.torch.prepare_model(model) if plan.workers else model
-    loss, accuracy, updates = optimise(plan, trained, rows, device, rank, world)
+    keep = partial(_write_weights, model=model) if rank == 0 else None
+    loss, accuracy, updates = optimise(plan, trained, rows, device, rank, world, keep)
     held = [float(len(rows.targets)), float(rows.available)]
     count, available = map(int, sum_everywhere(held, world, device))
     if rank == 0:
         unstandardise(plan.model.label, model)
-        state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
-        write_bytes(plan.checkpoint, safetensors.torch.save(state))
+        _write_weights(plan.checkpoint, model)
     return {
         "seed": plan.seed,
         "rows": count,
@@ -170,7 +197,13 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
         "accuracy": accuracy,
         "seconds": time.perf_counter() - started,
         "checkpoint": plan.checkpoint,
+        "kept_epochs": plan.kept_epochs,
     }
+
+
+def _write_weights(path: str, model: nn.Module) -> None:
+    state = {n: t.detach().cpu().contiguous() for n, t in core_of(model).state_dict().items()}
+    write_bytes(path, safetensors.torch.save(state))
 
 
 @dataclass(frozen=True)
@@ -260,15 +293,32 @@ class Reservoir:
 
 
 def optimise(
-    plan: TrainPlan, model: nn.Module, rows: TrainRows, device: torch.device, rank: int, world: int
+    plan: TrainPlan,
+    model: nn.Module,
+    rows: TrainRows,
+    device: torch.device,
+    rank: int,
+    world: int,
+    keep: Callable[[str], None] | None = None,
 ) -> tuple[float, float | None, int]:
-    """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates."""
+    """Adam with constant step size over shuffled epochs: last epoch's loss, accuracy, updates.
+
+    ``keep`` writes the weights of the plan's trajectory, but for the last epoch's.
+    """
     size = max(1, plan.batch_size // world)
     per_epoch = _largest_everywhere(math.ceil(len(rows.targets) / size), world, device)
     updates = plan.updates if plan.updates is not None else plan.epochs * per_epoch
     loop = Loop(model, Recipe(learning_rate=plan.learning_rate), plan.model.label, updates, device)
     seed = plan.seed * 1_000_003 + rank
-    loop.run(shuffled(rows.values, rows.targets, size, seed, world=world, per_epoch=per_epoch))
+    batches = shuffled(rows.values, rows.targets, size, seed, world=world, per_epoch=per_epoch)
+    places = dict(zip(plan.kept_epochs, plan.trajectory, strict=True))
+
+    def watch(done: int) -> None:
+        epoch, rest = divmod(done, per_epoch)
+        if keep is not None and not rest and epoch in places and done < updates:
+            keep(places[epoch])
+
+    loop.run(batches, watch=watch if places else None)
     losses, correct, seen = sum_everywhere(loop.sums.tolist(), world, device)
     regression = plan.model.label.task == "regression"
     accuracy = None if regression or not seen else correct / seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from dataprune_ray.config import AUTO, PruneConfig
-from dataprune_ray.engine import ScorePlan
+from dataprune_ray.engine import Judges, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -20,11 +21,11 @@ from dataprune_ray.io.filesystems import exists, join, redact, write_bytes
 from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.scores import saved_plan
-from dataprune_ray.metrics import Metric, MetricOptions, check_metrics, get_metric
+from dataprune_ray.metrics import WINDOWED, Metric, MetricOptions, check_metrics, get_metric
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.strategies import Strategy, check_beta, get_strategy
-from dataprune_ray.training import TrainPlan
+from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.verdict import RANDOM
 
 _SAMPLE_ROWS = 256
@@ -51,6 +52,16 @@ class Understanding:
         """Whether any metric looks at a model's outputs."""
         return any(metric.needs for metric in self.metrics)
 
+    @property
+    def needs_trajectory(self) -> bool:
+        """Whether any metric looks at the checkpoints of a training run in turn."""
+        return any(metric.track is not None for metric in self.metrics)
+
+    @property
+    def one_run(self) -> bool:
+        """Whether one proxy run serves all metrics."""
+        return all(m.track is not None for m in self.metrics if m.needs)
+
 
 def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     """Look up everything that a name in the settings refers to.
@@ -68,10 +79,41 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
     if strategy.uses_beta:
         check_beta(config.select)
-    for path in config.model.checkpoint:
-        if not exists(path):
-            raise ConfigError("checkpoint", path, "no such file")
+    model = config.model
+    for field, paths in (("checkpoint", model.checkpoint), ("trajectory", model.trajectory)):
+        for path in paths:
+            if not exists(path):
+                raise ConfigError(field, path, "no such file")
+    if config.run.scores is None:
+        _check_trajectory(config, metrics)
     return metrics, strategy
+
+
+def _check_trajectory(config: PruneConfig, metrics: tuple[Metric, ...]) -> None:
+    """Refuse training dynamics without a training run, or with a shorter one than they look at."""
+    model = config.model
+    for metric in metrics:
+        if metric.track is None:
+            continue
+        if model.checkpoint and not model.trajectory:
+            raise ConfigError(
+                "metric",
+                metric.name,
+                "looks at the checkpoints of one training run; name them in the order of time with "
+                "--trajectory, or leave out --checkpoint and a proxy is trained",
+            )
+        count = len(model.trajectory or model.kept_epochs)
+        least = config.score.dynamics_window if metric.name in WINDOWED else 2
+        if count < least:
+            advice = (
+                "name more of them" if model.trajectory else f"pass --proxy-epochs {least} or more"
+            )
+            raise ConfigError(
+                "metric",
+                metric.name,
+                f"looks at {least} checkpoints of a run at least, there are {count}; {advice}"
+                + (", or a smaller --dynamics-window" if metric.name in WINDOWED else ""),
+            )
 
 
 def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
@@ -87,7 +129,7 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     if strategy.needs_labels and (label.column is None or label.task == "regression"):
         raise ConfigError("strategy", strategy.name, "needs a class label; name one with --label")
     judged = any(metric.needs for metric in metrics)
-    if judged and label.column is None and not config.model.checkpoint and not config.run.scores:
+    if judged and label.column is None and not config.model.given and not config.run.scores:
         raise ConfigError(
             "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
         )
@@ -127,20 +169,44 @@ def _rows_per_pass(features: FeatureSpec) -> int:
 
 
 def score_plan(
-    config: PruneConfig, understanding: Understanding, checkpoints: tuple[str, ...], folder: str
+    config: PruneConfig, understanding: Understanding, judges: Judges, folder: str
 ) -> ScorePlan:
     """What scoring actors are told, to write the score table into ``folder``."""
+    score = config.score
     return ScorePlan(
         rows=understanding.rows,
         model=understanding.model,
-        checkpoints=checkpoints,
+        judges=judges,
         metrics=tuple(metric.name for metric in understanding.metrics),
-        options=MetricOptions(config.score.gradient_weight, config.score.loss_weight),
+        options=MetricOptions(score.gradient_weight, score.loss_weight, score.dynamics_window),
         folder=folder,
         batch_size=config.score.batch_size or _rows_per_pass(understanding.rows.features),
         precision=config.score.precision,
         use_gpu=config.score.num_gpus > 0,
     )
+
+
+def judges(config: PruneConfig, proxies: Sequence[TrainResult]) -> Judges:
+    """The checkpoints that score the rows: the given ones, or the trained proxies'."""
+    if config.model.given or not proxies:
+        return Judges(config.model.given, config.model.trajectory)
+    return Judges(tuple(proxy.checkpoint for proxy in proxies), proxies[0].trajectory)
+
+
+def proxy_name(index: int) -> str:
+    """File name of the proxy of one seed."""
+    return f"seed-{index}.safetensors"
+
+
+def proxy_plans(config: PruneConfig, understanding: Understanding, folder: str) -> list[TrainPlan]:
+    """The proxy runs, one per seed; the first keeps its epochs where a metric looks at them."""
+    seeds = range(1 if understanding.one_run else config.model.proxy_seeds)
+    first, *others = (
+        train_plan(config, understanding, seed, join(folder, proxy_name(seed))) for seed in seeds
+    )
+    if understanding.needs_trajectory:
+        first = replace(first, kept_epochs=config.model.kept_epochs)
+    return [first, *others]
 
 
 def train_plan(

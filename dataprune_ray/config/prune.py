@@ -75,6 +75,15 @@ class ModelConfig(Stage):
     checkpoint: tuple[str, ...] = Field(
         (), description="state dict files (.pt, .pth, .th, .safetensors); default: train a proxy"
     )
+    trajectory: tuple[str, ...] = Field(
+        (),
+        description="checkpoints of one training run in the order of time, for training-dynamics "
+        "metrics; the last is the model of the others where no checkpoint is given; default: the "
+        "first proxy's",
+    )
+    dynamics_checkpoints: int = Field(
+        20, ge=2, description="epochs of the first proxy at most that training dynamics look at"
+    )
     proxy_epochs: int = Field(10, ge=1, description="epochs of the proxy run")
     proxy_seeds: int = Field(3, ge=1, description="independently seeded proxy runs")
     proxy_fraction: float = Field(
@@ -89,6 +98,17 @@ class ModelConfig(Stage):
         0, ge=0, description="Ray Train workers per proxy run; 0: one task, no worker group"
     )
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The checkpoints that judge the rows; none where proxies are trained."""
+        return self.checkpoint or self.trajectory[-1:]
+
+    @property
+    def kept_epochs(self) -> tuple[int, ...]:
+        """Epochs of a proxy run, from 1, whose weights training dynamics look at; evenly spaced."""
+        count = min(self.dynamics_checkpoints, self.proxy_epochs)
+        return tuple(-(-self.proxy_epochs * (i + 1) // count) for i in range(count))
+
 
 class ScoreConfig(Stage):
     """What is computed per row."""
@@ -98,6 +118,9 @@ class ScoreConfig(Stage):
     )
     gradient_weight: float = Field(0.5, ge=0, description="weight of grad_norm in loss_grad")
     loss_weight: float = Field(0.5, ge=0, description="weight of loss in loss_grad")
+    dynamics_window: int = Field(
+        10, ge=2, description="checkpoints in a window of dyn_unc, dual and tdds"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward pass; auto: bfloat16 on a GPU, float32 on a CPU"
     )

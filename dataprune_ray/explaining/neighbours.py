@@ -277,10 +277,11 @@ def _judge(run: FinishedRun) -> _Judge:
 
 def _checkpoint(run: FinishedRun) -> tuple[str, int]:
     """The first checkpoint of the run that made the scores, and its place among them."""
-    given: Sequence[str] = run.config.model.checkpoint
+    given: Sequence[str] = run.config.model.given
     source = run.scores.rstrip("/").rpartition("/")[0]
     if not given and exists(join(source, MANIFEST)):
-        given = read_manifest(source)["settings"].get("checkpoint") or ()
+        settings = read_manifest(source)["settings"]
+        given = settings.get("checkpoint") or (settings.get("trajectory") or ())[-1:]
     path = given[0] if given else join(source, "proxy", "seed-0.safetensors")
     if not exists(path):
         advice = "is not there" if given or run.plan.get("weights") else "no model judged the rows"

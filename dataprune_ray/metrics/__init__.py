@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.metrics.base import (
     CorpusFit,
+    Epoch,
     Extent,
     Metric,
     MetricOptions,
@@ -13,13 +14,26 @@ from dataprune_ray.metrics.base import (
 )
 from dataprune_ray.metrics.chance import RANDOM
 from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
+from dataprune_ray.metrics.dynamics import (
+    AUM,
+    AUM_LOGITS,
+    CARTOGRAPHY_CONFIDENCE,
+    CARTOGRAPHY_VARIABILITY,
+    DUAL,
+    DYN_UNC,
+    FORGETTING,
+    TDDS,
+    WINDOWED,
+)
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
 from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
 
 __all__ = [
     "METRICS",
+    "WINDOWED",
     "CorpusFit",
+    "Epoch",
     "Extent",
     "Metric",
     "MetricOptions",
@@ -32,9 +46,16 @@ __all__ = [
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
+        AUM,
+        AUM_LOGITS,
+        CARTOGRAPHY_CONFIDENCE,
+        CARTOGRAPHY_VARIABILITY,
         CONFIDENCE,
+        DUAL,
+        DYN_UNC,
         EL2N,
         ENTROPY,
+        FORGETTING,
         GRAD_NORM,
         GRAD_NORM_FULL,
         LOSS,
@@ -43,6 +64,7 @@ METRICS: dict[str, Metric] = {
         OUTPUT_DEVIATION,
         OUTPUT_MAGNITUDE,
         RANDOM,
+        TDDS,
     )
 }
 

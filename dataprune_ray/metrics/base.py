@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cached_property
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Polarity = Literal["high", "low", "none"]
-Need = Literal["logits", "labels", "features", "gradients", "outputs"]
+Need = Literal["logits", "labels", "features", "gradients", "outputs", "trajectory"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class MetricOptions:
 
     gradient_weight: float = 0.5
     loss_weight: float = 0.5
+    window: int = 10  # checkpoints that a windowed metric looks at together
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,46 @@ class ModelOutputs:
         if self.labels is None:
             raise ValueError("this metric needs labels")
         return self.labels
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One batch as one checkpoint of a training run sees it: logits (B, C), labels (B,) int64."""
+
+    logits: Tensor
+    labels: Tensor | None = None
+
+    @cached_property
+    def log_probabilities(self) -> Tensor:
+        """Logarithms of the probabilities: float64 (B, C)."""
+        return torch.log_softmax(self.logits.double(), dim=-1)
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Softmax of the logits: float64 (B, C)."""
+        return self.log_probabilities.exp()
+
+    def known_labels(self) -> Tensor:
+        """The labels of a metric that needs them: (B,)."""
+        if self.labels is None:
+            raise ValueError("this metric needs labels")
+        return self.labels
+
+    def own_probability(self) -> Tensor:
+        """The probability of the label: float64 (B,)."""
+        return self.probabilities.gather(-1, self.known_labels()[:, None])[:, 0]
+
+
+class Tracker(Protocol):
+    """What a training-dynamics metric keeps of one batch while checkpoints see it in turn."""
+
+    def add(self, epoch: Epoch) -> None:
+        """Take in the next checkpoint, in the order of time."""
+        ...
+
+    def value(self) -> Tensor:
+        """The metric after all checkpoints: float32 (B,)."""
+        ...
 
 
 #: Columns of score files by name, rows without error only: numbers (n,) or (n, C), labels as codes.
@@ -117,8 +159,10 @@ class Metric:
         regression: whether it is defined for regression.
         cost: what computing it takes, such as 'none', 'forward pass', 'forward pass per
             checkpoint', 'sample + forward pass' or 'tens of forward passes'.
-        score: pure function to float32 (B,), or None where ``fit`` or the row hash gives it.
+        score: pure function to float32 (B,), or None where ``track``, ``fit`` or the row hash
+            gives it.
         fit: second stage over the whole corpus, if any.
+        track: makes the tracker of one batch, where it looks at a run's checkpoints in turn.
     """
 
     name: str
@@ -133,3 +177,4 @@ class Metric:
     cost: str
     score: Callable[[ModelOutputs], Tensor] | None
     fit: CorpusFit | None = None
+    track: Callable[[MetricOptions], Tracker] | None = None

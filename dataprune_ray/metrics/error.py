@@ -32,7 +32,9 @@ def residuals(outputs: ModelOutputs) -> Tensor:
     if outputs.regression:
         return 2.0 * (outputs.logits - labels[None, :, None])
     probabilities = outputs.probabilities()
-    return probabilities - functional.one_hot(labels, probabilities.shape[-1])
+    index = labels[None, :, None].expand(probabilities.shape[0], -1, 1)
+    others = probabilities.scatter(-1, index, 0.0)
+    return others.scatter(-1, index, -others.sum(dim=-1, keepdim=True))  # 1 - p_y loses digits
 
 
 def length(vectors: Tensor) -> Tensor:

@@ -101,7 +101,7 @@ def score_here(corpus: str, checkpoint: str, folder: str) -> None:
     from dataprune_ray.cluster import cluster, pool_of  # noqa: PLC0415 - this process only
     from dataprune_ray.config import PruneConfig  # noqa: PLC0415
     from dataprune_ray.io import open_corpus  # noqa: PLC0415
-    from dataprune_ray.pipeline import score_plan  # noqa: PLC0415
+    from dataprune_ray.pipeline import judges, score_plan  # noqa: PLC0415
     from dataprune_ray.scoring import score  # noqa: PLC0415
     from dataprune_ray.understanding import understand  # noqa: PLC0415
 
@@ -116,7 +116,7 @@ def score_here(corpus: str, checkpoint: str, folder: str) -> None:
     )
     opened = open_corpus(config.corpus)
     with cluster(None) as found:
-        plan = score_plan(config, understand(config, opened), config.model.checkpoint, folder)
+        plan = score_plan(config, understand(config, opened), judges(config, ()), folder)
         score(plan, pool_of(config.score, found), lambda _: None)
 
 

@@ -10,7 +10,7 @@ from dataprune_ray.config import PruneConfig
 from dataprune_ray.engine import Engine
 from dataprune_ray.io import open_corpus
 from dataprune_ray.models import build_model, core_of
-from dataprune_ray.understanding import score_plan, understand
+from dataprune_ray.understanding import judges, score_plan, understand
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,7 +46,7 @@ def scores(corpus, **changes):
     if not (corpus / "cnn.pt").exists():
         torch.manual_seed(0)
         torch.save(core_of(build_model(understanding.model, 5)).state_dict(), corpus / "cnn.pt")
-    plan = score_plan(config, understanding, config.model.checkpoint, f"{corpus}/scores")
+    plan = score_plan(config, understanding, judges(config, ()), f"{corpus}/scores")
     engine = Engine(plan)
     (fragment,) = plan.rows.fragments
     return pa.concat_tables(engine.tables(fragment, plan.layout, set()))

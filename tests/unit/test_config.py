@@ -227,3 +227,19 @@ def test_yaml_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_yaml(str(tmp_path / "x.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("epochs", "most", "kept"),
+    [(4, 20, (1, 2, 3, 4)), (10, 4, (3, 5, 8, 10)), (1, 20, (1,)), (3, 2, (2, 3))],
+)
+def test_epochs_that_a_proxy_keeps_are_evenly_spaced_and_end_with_the_last(epochs, most, kept):
+    config = PruneConfig.from_flat({"proxy_epochs": epochs, "dynamics_checkpoints": most})
+    assert config.model.kept_epochs == kept
+
+
+def test_the_last_of_a_trajectory_judges_where_no_checkpoint_is_given():
+    given = PruneConfig.from_flat({"trajectory": ["a", "b"]}).model.given
+    assert given == ("b",)
+    both = PruneConfig.from_flat({"trajectory": ["a", "b"], "checkpoint": ["c"]}).model.given
+    assert both == ("c",)

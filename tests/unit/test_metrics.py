@@ -78,7 +78,8 @@ def residual(logits, label, *, regression) -> float:
     if regression:
         return 2 * abs(logits[0] - label)
     p = softmax(logits)
-    return math.sqrt(sum((q - (c == label)) ** 2 for c, q in enumerate(p)))
+    others = [q for c, q in enumerate(p) if c != label]
+    return math.sqrt(sum(others) ** 2 + sum(q**2 for q in others))
 
 
 def error(logits, label, *, regression) -> float:
@@ -130,6 +131,13 @@ def expected(name: str, outputs: ModelOutputs) -> list[float]:
 
 def test_every_cheap_metric_has_a_reference():
     assert set(REFERENCES) == set(CHEAP)
+
+
+def test_rows_that_are_all_but_certain_keep_their_order():
+    logits = torch.tensor([[[20.0, 0.0], [22.0, 0.0], [24.0, 0.0]]])
+    found = score("el2n", ModelOutputs(logits, torch.zeros(3, dtype=torch.int64)))
+    expected = [math.sqrt(2.0) / (1.0 + math.exp(z)) for z in (20.0, 22.0, 24.0)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", CHEAP)
@@ -448,7 +456,8 @@ def test_a_confidently_right_row_matters_less_than_a_wrong_one(name):
 def test_the_entry_is_complete(name):
     metric = METRICS[name]
     assert metric.name == name
-    assert (metric.score is None) == (metric.fit is not None or not metric.needs)
+    ways = [metric.score, metric.fit, metric.track]
+    assert sum(way is not None for way in ways) == (1 if metric.needs else 0)
     assert metric.low < metric.high
     assert metric.summary
     assert metric.cost
@@ -456,6 +465,7 @@ def test_the_entry_is_complete(name):
     reads = metric.fit.columns if metric.fit else ()
     assert ("outputs" in reads) == ("outputs" in metric.needs)
     assert ("label" in reads) <= ("labels" in metric.needs)
+    assert (metric.track is not None) == ("trajectory" in metric.needs)
 
 
 @pytest.mark.parametrize("name", SCORED)
@@ -499,7 +509,7 @@ def test_a_corpus_that_cannot_give_a_metric_is_refused(name, labelled, regressio
 
 def test_an_unknown_metric_lists_the_known_ones():
     assert get_metric("el2n") is METRICS["el2n"]
-    with pytest.raises(UnknownNameError, match=r"metric='el3n': unknown; choose one of: conf"):
+    with pytest.raises(UnknownNameError, match=r"metric='el3n': unknown; choose one of: aum, "):
         get_metric("el3n")
     with pytest.raises(UnknownNameError) as caught:
         get_metric("EL2N")

@@ -97,3 +97,31 @@ def test_a_regressor_comes_out_in_the_labels_units():
     with torch.no_grad():
         assert model(x)[:, 0].numpy() == pytest.approx(y.numpy(), abs=2.0)
     assert core_of(model)[-1].bias.item() == pytest.approx(1000, abs=2)
+
+
+def test_the_weights_kept_on_the_way_are_those_of_shorter_runs():
+    x = torch.randn(10, 3, generator=torch.Generator().manual_seed(1))
+    rows = TrainRows(x, (x[:, 0] > 0).long(), 10)
+    kept = {}
+
+    def trained(epochs, **changes):
+        torch.manual_seed(0)
+        training = plan(CLASSES, epochs=epochs, batch_size=4, learning_rate=0.01, **changes)
+        model = build_model(training.model, 2)
+
+        def keep(path):
+            kept[path] = [p.detach().clone() for p in model.parameters()]
+
+        optimise(training, model, rows, torch.device("cpu"), 0, 1, keep)
+        return list(model.parameters())
+
+    trained(5, kept_epochs=(2, 3, 5))
+    assert list(kept) == ["-.epoch-002.safetensors", "-.epoch-003.safetensors"]
+    for path, epochs in zip(dict(kept), (2, 3), strict=True):
+        for found, expected in zip(kept[path], trained(epochs), strict=True):
+            torch.testing.assert_close(found, expected, rtol=0, atol=0)
+
+
+def test_the_result_itself_ends_the_trajectory():
+    assert plan(CLASSES).trajectory == ()
+    assert plan(CLASSES, kept_epochs=(1, 10)).trajectory == ("-.epoch-001.safetensors", "-")
