@@ -24,7 +24,7 @@ from dataprune_ray.io.filesystems import (
     resolve,
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
-from dataprune_ray.metrics import METRICS
+from dataprune_ray.metrics import METRICS, model_needs
 from dataprune_ray.training import read_result
 
 #: Settings of the corpus, the model and the scores that no score depends on.
@@ -125,7 +125,8 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
             )
     stages = (CorpusConfig, ModelConfig, ScoreConfig)
     names = [name for stage in stages for name in stage.model_fields if name not in _FREE]
-    trained = not config.model.given and any(METRICS[n].needs for n in config.score.metric)
+    metrics = [METRICS[name] for name in config.score.metric]
+    trained = not config.model.given and model_needs(metrics, config.score.space)
     if trained or "random" in config.score.metric:
         names.append("seed")
     for name in names:

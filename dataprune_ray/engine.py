@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +26,7 @@ from dataprune_ray.features import encode_example
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, join, read_bytes
 from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, RowPlan, ahead, read_rows
-from dataprune_ray.metrics import METRICS, Epoch, MetricOptions, ModelOutputs
+from dataprune_ray.metrics import METRICS, Epoch, MetricOptions, ModelOutputs, model_needs
 from dataprune_ray.models import (
     FeatureTap,
     ModelSpec,
@@ -35,7 +35,9 @@ from dataprune_ray.models import (
     load_state,
     read_state,
 )
+from dataprune_ray.placing import FEATURES, load_space, place
 from dataprune_ray.recipes import autocast
+from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
 
 #: Metadata key of a score file under which its counts are noted.
 NOTE = b"dataprune"
@@ -74,11 +76,12 @@ class ScorePlan:
     batch_size: int = 256
     precision: str = "auto"
     use_gpu: bool = False
+    space: SpaceOptions = field(default_factory=SpaceOptions)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Everything that some metric needs."""
-        return frozenset().union(*(METRICS[name].needs for name in self.metrics))
+        """Everything that some metric needs of a model."""
+        return model_needs((METRICS[name] for name in self.metrics), self.space.source)
 
     @property
     def dynamic(self) -> tuple[str, ...]:
@@ -88,9 +91,15 @@ class ScorePlan:
     @property
     def used(self) -> Judges:
         """The checkpoints that some metric looks at."""
-        needed = [METRICS[name] for name in self.metrics if METRICS[name].needs]
-        models = self.judges.models if any(m.track is None for m in needed) else ()
+        models = self.judges.models if any(METRICS[n].averaged for n in self.metrics) else ()
+        if self.shows_features and not models:
+            models = self.judges.models[:1]
         return Judges(models, self.judges.trajectory if self.dynamic else ())
+
+    @property
+    def shows_features(self) -> bool:
+        """Whether the feature space is that of the first model."""
+        return bool(self.placed) and self.space.source == MODEL
 
     @property
     def direct(self) -> tuple[str, ...]:
@@ -114,6 +123,16 @@ class ScorePlan:
     def layout(self) -> pa.Schema:
         """Schema of what the actors write, temporary columns among it."""
         return schema.score_schema(self.rows.label.type, self.direct, self.temporary)
+
+    @property
+    def placed(self) -> frozenset[str]:
+        """Temporary columns that come from a row's place in the feature space."""
+        return frozenset(schema.PLACED) & self.temporary.keys()
+
+    @property
+    def space_path(self) -> str:
+        """Where the fitted space lies, hidden from Parquet readers by its name."""
+        return join(self.folder, "_space.safetensors")
 
     def path(self, fragment: Fragment) -> str:
         """The fragment's score file."""
@@ -169,7 +188,8 @@ def check_models(plan: ScorePlan) -> None:
                 f"not ({len(example)}, {spec.label.outputs})",
             )
         if features is None and "features" in plan.needs:
-            names = ", ".join(n for n in plan.metrics if "features" in METRICS[n].needs)
+            asking = {"features", "space"}
+            names = ", ".join(n for n in plan.metrics if asking & METRICS[n].needs)
             raise ConfigError(
                 "metric",
                 names,
@@ -190,7 +210,9 @@ class Engine:
     def __init__(self, plan: ScorePlan) -> None:
         self.plan = plan
         self.device = torch.device("cuda" if plan.use_gpu else "cpu")
-        self.transform = image_transform(plan.model) if plan.needs else None
+        encodes = plan.needs or (plan.placed and plan.space.source == INPUTS)
+        self.transform = image_transform(plan.model) if encodes else None
+        self.space = load_space(plan.space_path) if plan.placed else None
         self.judges = plan.used
         self.taps = {path: self._load(path) for path in self.judges.paths}
         self.autocast = autocast(plan.precision, self.device)
@@ -248,17 +270,19 @@ class Engine:
             schema.LABEL: batch.stored,
             schema.ERROR: pa.array(errors, pa.string()),
         }
-        for name, values in columns.items():
-            arrays[name] = score_column(values, good, bad, len(batch))
+        for name in columns.keys() & set(layout.names):
+            arrays[name] = score_column(columns[name], good, bad, len(batch))
         return pa.Table.from_arrays([_as_array(arrays[n]) for n in layout.names], schema=layout)
 
     def _score(
         self, batch: RowBatch, row_hash: npt.NDArray[np.uint64]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """Metric columns of the good rows: float32 (m,), outputs (m, C)."""
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Columns of the good rows: metrics float32 (m,), temporary ones, features (m, D)."""
         columns: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in self.plan.direct}
         if schema.OUTPUTS in self.plan.temporary:
             columns[schema.OUTPUTS] = []
+        if self.plan.shows_features:
+            columns[FEATURES] = []
         size = self.plan.batch_size
         if self.plan.needs:
             for first in range(0, len(batch.values), size):
@@ -270,10 +294,18 @@ class Engine:
         empty = np.zeros(0, np.float32)
         width = self.plan.model.label.outputs
         empties = {schema.OUTPUTS: np.zeros((0, width), np.float32)}
-        return {
+        found: dict[str, npt.NDArray[Any]] = {
             name: np.concatenate(parts) if parts else empties.get(name, empty)
             for name, parts in columns.items()
         }
+        if self.plan.placed:
+            found |= place(self.space, self.plan.model.label, batch, found.get(FEATURES))
+        return found
+
+    def survey(self, fragment: Fragment) -> Iterator[tuple[RowBatch, npt.NDArray[np.float32]]]:
+        """Batches of a fragment, and the features (m, D) of their good rows."""
+        for batch in ahead(read_rows(self.plan.rows, fragment, self.transform)):
+            yield batch, self._score(batch, batch.row_hash[batch.good])[FEATURES]
 
     def _forward(
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
@@ -291,6 +323,10 @@ class Engine:
             found = self._dynamics(inputs, known, seen)
             if seen:
                 found |= self._statics(self._outputs(inputs, known, seen))
+            if plan.shows_features:
+                features = next(iter(seen.values())).features
+                assert features is not None  # noqa: S101 - see `check_models`
+                found[FEATURES] = features
         return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
 
     def _run(self, path: str, inputs: Tensor) -> _Seen:
@@ -351,13 +387,13 @@ def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:
 
 
 def score_column(
-    values: npt.NDArray[np.float32],
+    values: npt.NDArray[Any],
     good: npt.NDArray[np.int64],
     bad: npt.NDArray[np.bool_],
     rows: int,
 ) -> pa.Array:
     """Values of the good rows (m,) or (m, C) as a column of all rows, null where ``bad``."""
-    full = np.zeros((rows, *values.shape[1:]), np.float32)
+    full = np.zeros((rows, *values.shape[1:]), values.dtype)
     full[good] = values
     if full.ndim == 1:
         return pa.array(full, mask=bad)

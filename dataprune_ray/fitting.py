@@ -33,6 +33,7 @@ from dataprune_ray.io.filesystems import (
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
 from dataprune_ray.metrics import METRICS, CorpusFit, Extent, Step
+from dataprune_ray.placing import load_space
 from dataprune_ray.tasks import run_tasks
 
 _FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
@@ -68,6 +69,7 @@ def forget(plan: ScorePlan) -> bool:
     if not plan.fitted or not exists(saved):
         return False
     remove_other_fragments(plan.folder, ())
+    remove_file(plan.space_path)
     remove_file(saved)
     return True
 
@@ -114,7 +116,9 @@ class Work:
         """Before the first step, without the fragments."""
         fits = {name: fit for name in plan.fitted if (fit := METRICS[name].fit) is not None}
         label = plan.model.label
-        extent = Extent(outputs=label.outputs, classes=len(label.classes))
+        space = load_space(plan.space_path) if plan.placed else None
+        clusters = 0 if space is None else space.clusters
+        extent = Extent(outputs=label.outputs, classes=len(label.classes), clusters=clusters)
         return cls(replace(plan, rows=replace(plan.rows, fragments=())), fits, extent)
 
     @property

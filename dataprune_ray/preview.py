@@ -29,6 +29,7 @@ from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.scoring import Pool
 from dataprune_ray.strategies import ScoreInfo
+from dataprune_ray.surveying import survey_here
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import TrainResult, fit
 from dataprune_ray.understanding import (
@@ -190,8 +191,9 @@ def _score_sample(work: _Work) -> _Sample:
             proxies = [fit(replace(proxy, rows=work.rows, workers=0))]
             update_seconds = proxies[0].seconds / proxies[0].updates
         plan = score_plan(config, understanding, judges(config, proxies), folder)
-        plan = replace(plan, rows=work.rows)
+        plan = replace(plan, rows=replace(work.rows, extra=plan.rows.extra))
         check_models(plan)
+        survey_here(plan)
         engine = Engine(plan)
         started = time.perf_counter()
         parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]

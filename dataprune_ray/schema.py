@@ -34,11 +34,6 @@ KEPT = "kept"
 REASON = "reason"
 WEIGHT = "weight"
 
-#: Columns that scoring stores for second stages, which remove them; None: a list of floats.
-TEMPORARY: dict[str, pa.DataType | None] = {OUTPUTS: None}
-#: Columns of the score table that are not metrics.
-RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, *TEMPORARY})
-
 UNJUDGED = "unjudged"
 FOLD = "fold"
 SELF_CONFIDENCE = "self_confidence"
@@ -48,6 +43,23 @@ TOP_PROBABILITY = "top_probability"
 AGREEMENT = "neighbour_agreement"
 DISTANCE = "neighbour_distance"
 CLUSTER = "cluster"
+
+CENTRE_DISTANCE = "centre_distance"
+CLASS_DISTANCE = "class_distance"
+LOG_DENSITY = "log_density"
+
+#: Columns that say where a row lies in the feature space (see `space`), with their types.
+PLACED: dict[str, pa.DataType] = {
+    CLUSTER: pa.int32(),
+    CENTRE_DISTANCE: pa.float32(),
+    CLASS_DISTANCE: pa.float32(),
+    LOG_DENSITY: pa.float32(),
+    AGREEMENT: pa.float32(),
+}
+#: Columns that scoring stores for second stages, which remove them; None: a list of floats.
+TEMPORARY: dict[str, pa.DataType | None] = {OUTPUTS: None, **PLACED}
+#: Columns of the score table that are not metrics.
+RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, *TEMPORARY})
 
 _FILE_TYPE = pa.dictionary(pa.int32(), pa.string())
 

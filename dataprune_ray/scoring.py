@@ -29,6 +29,7 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, list_names, open_input
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
+from dataprune_ray.surveying import survey
 from dataprune_ray.tasks import own_errors, run_tasks
 
 
@@ -68,6 +69,7 @@ def score(
     for count in counts:
         progress(count)
     if missing:
+        survey(plan, num_gpus=pool.num_gpus)
         with own_errors():
             for count in _run_pool(plan, missing, pool):
                 counts.append(count)
@@ -87,6 +89,8 @@ def score_in_tasks(plans: Sequence[ScorePlan], num_gpus: float = 0.0) -> None:
         for fragment in plan.rows.fragments
         if not exists(plan.path(fragment))
     ]
+    for plan in {id(plan): plan for plan, _ in missing}.values():
+        survey(plan, num_gpus=num_gpus)
     bare = [(replace(plan, rows=replace(plan.rows, fragments=())), f) for plan, f in missing]
     for _ in run_tasks(_score_one, bare, num_gpus=num_gpus):
         pass

@@ -29,7 +29,8 @@ from dataprune_ray.io.filesystems import (
     redact,
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
-from dataprune_ray.metrics import METRICS
+from dataprune_ray.metrics import METRICS, model_needs
+from dataprune_ray.space import MODEL
 
 _SHOWN_SETTINGS = ("format", "features", "label", "model", "metric", "strategy", "keep", "seed")
 _THREADS = 16
@@ -210,11 +211,13 @@ def _proxies(settings: Mapping[str, Any], files: Mapping[str, list[FileInfo]]) -
     """Proxies whose record is written, and how many the run trains."""
     trained = sum(file.path.endswith(".json") for file in files["proxy"])
     names = settings.get("metric") or ()
-    judged = [name for name in names if name not in METRICS or METRICS[name].needs]
+    known = [METRICS[name] for name in names if name in METRICS]
+    strange = len(known) < len(names)
+    judged = strange or model_needs(known, str(settings.get("space") or MODEL))
     given = settings.get("checkpoint") or settings.get("trajectory") or settings.get("scores")
     if given or not judged:
         return Progress(trained, 0)
-    one_run = all(name in METRICS and METRICS[name].track is not None for name in judged)
+    one_run = not strange and not any(metric.averaged for metric in known)
     return Progress(trained, 1 if one_run else int(settings.get("proxy_seeds") or 1))
 
 

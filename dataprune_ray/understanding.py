@@ -21,9 +21,17 @@ from dataprune_ray.io.filesystems import exists, join, redact, write_bytes
 from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.scores import saved_plan
-from dataprune_ray.metrics import WINDOWED, Metric, MetricOptions, check_metrics, get_metric
+from dataprune_ray.metrics import (
+    WINDOWED,
+    Metric,
+    MetricOptions,
+    check_metrics,
+    get_metric,
+    model_needs,
+)
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
+from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
 from dataprune_ray.strategies import Strategy, check_beta, get_strategy
 from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.verdict import RANDOM
@@ -41,6 +49,8 @@ class Understanding:
     metrics: tuple[Metric, ...]
     strategy: Strategy
     notes: tuple[str, ...]
+    space: str = MODEL
+    space_column: FeatureSpec | None = None
 
     @property
     def label(self) -> LabelSpec:
@@ -50,7 +60,7 @@ class Understanding:
     @property
     def needs_model(self) -> bool:
         """Whether any metric looks at a model's outputs."""
-        return any(metric.needs for metric in self.metrics)
+        return bool(model_needs(self.metrics, self.space))
 
     @property
     def needs_trajectory(self) -> bool:
@@ -60,7 +70,7 @@ class Understanding:
     @property
     def one_run(self) -> bool:
         """Whether one proxy run serves all metrics."""
-        return all(m.track is not None for m in self.metrics if m.needs)
+        return not any(metric.averaged for metric in self.metrics)
 
 
 def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
@@ -128,7 +138,7 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     check_metrics(metrics, labelled=label.column is not None, regression=label.task == "regression")
     if strategy.needs_labels and (label.column is None or label.task == "regression"):
         raise ConfigError("strategy", strategy.name, "needs a class label; name one with --label")
-    judged = any(metric.needs for metric in metrics)
+    judged = model_needs(metrics, config.score.space)
     if judged and label.column is None and not config.model.given and not config.run.scores:
         raise ConfigError(
             "checkpoint", (), "an unlabelled corpus cannot train a proxy; give a checkpoint"
@@ -137,7 +147,31 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     seed = config.select.seed
     rows = RowPlan.of(corpus, model.features, label, config.corpus.id_column, seed)
     notes = (*found.notes, f"model {model.name}")
-    return Understanding(rows, model, metrics, strategy, notes)
+    column = None
+    if any("space" in metric.needs for metric in metrics):
+        column = _space_column(config, corpus, found.features)
+    return Understanding(rows, model, metrics, strategy, notes, config.score.space, column)
+
+
+def _space_column(config: PruneConfig, corpus: Corpus, features: FeatureSpec) -> FeatureSpec | None:
+    """The stored column that the feature space comes from, where it does.
+
+    Raises:
+        ConfigError: there is no such column, it does not hold arrays, or inputs are no vectors.
+    """
+    name = config.score.space
+    if name == INPUTS and features.modality == "text":
+        advice = "texts are no vectors; use model, or name a column of embeddings"
+        raise ConfigError("space", name, advice)
+    if name in (MODEL, INPUTS):
+        return None
+    changes = {"features": (name,), "label": "none", "modality": "tensor", "num_classes": 1}
+    asked = config.corpus.model_copy(update=changes)
+    try:
+        return recognise(asked, corpus.schema, first_rows(corpus)).features
+    except ConfigError as error:
+        reason = f"is neither {MODEL} nor {INPUTS}, and no column of floats: {error}"
+        raise ConfigError("space", name, reason) from None
 
 
 def first_rows(corpus: Corpus) -> pa.RecordBatch:
@@ -174,15 +208,28 @@ def score_plan(
     """What scoring actors are told, to write the score table into ``folder``."""
     score = config.score
     return ScorePlan(
-        rows=understanding.rows,
+        rows=replace(understanding.rows, extra=understanding.space_column),
         model=understanding.model,
         judges=judges,
         metrics=tuple(metric.name for metric in understanding.metrics),
-        options=MetricOptions(score.gradient_weight, score.loss_weight, score.dynamics_window),
+        options=MetricOptions(
+            gradient_weight=score.gradient_weight,
+            loss_weight=score.loss_weight,
+            surprisal_weight=score.surprisal_weight,
+            mutual_information_weight=score.mutual_information_weight,
+            window=score.dynamics_window,
+        ),
         folder=folder,
         batch_size=config.score.batch_size or _rows_per_pass(understanding.rows.features),
         precision=config.score.precision,
         use_gpu=config.score.num_gpus > 0,
+        space=SpaceOptions(
+            source=score.space,
+            density=score.density,
+            clusters=score.clusters,
+            neighbours=config.quality.neighbours,
+            survey_rows=score.survey_rows,
+        ),
     )
 
 

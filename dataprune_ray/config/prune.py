@@ -118,6 +118,25 @@ class ScoreConfig(Stage):
     )
     gradient_weight: float = Field(0.5, ge=0, description="weight of grad_norm in loss_grad")
     loss_weight: float = Field(0.5, ge=0, description="weight of loss in loss_grad")
+    space: str = Field(
+        "model",
+        min_length=1,
+        description="features of the data distribution: model (penultimate, of the first model), "
+        "inputs (as encoded) or a column of floats, such as embeddings",
+    )
+    survey_rows: int = Field(
+        50_000, ge=1, description="rows, sampled by hash, that the feature space is fitted to"
+    )
+    clusters: int | None = Field(
+        None, ge=1, description="clusters of the feature space; default: the number of classes"
+    )
+    density: Literal["gmm", "kmeans", "knn"] = Field(
+        "gmm", description="density model of surprisal, inverse_density and information"
+    )
+    surprisal_weight: float = Field(0.6, ge=0, description="weight of surprisal in information")
+    mutual_information_weight: float = Field(
+        0.4, ge=0, description="weight of mutual_information in information"
+    )
     dynamics_window: int = Field(
         10, ge=2, description="checkpoints in a window of dyn_unc, dual and tdds"
     )

@@ -39,7 +39,7 @@ FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "quality", "tun
 _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine|quality)/\d{6,}-[0-9a-f]{12}\.parquet"
-    r"|scores/_(fit|plan|baseline)\.json"
+    r"|scores/_(fit|plan|baseline)\.json|scores/_space\.safetensors"
     r"|decisions/_part-\d{5,}\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
     r"|quality/(fold|reference)-\d+\.safetensors(\.json)?"

@@ -42,6 +42,7 @@ class RowPlan:
 
     ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
     does not depend on how the corpus is cut. ``splits`` keep the rows that each of them admits.
+    ``extra`` are features that are read besides those of the model.
     """
 
     root: str
@@ -54,6 +55,7 @@ class RowPlan:
     seed: int = 0
     sample_below: int = _ALL
     splits: tuple[Split, ...] = ()
+    extra: FeatureSpec | None = None
 
     @classmethod
     def of(
@@ -84,6 +86,14 @@ class RowPlan:
         """The same plan for the rows that these splits admit, too."""
         return replace(self, splits=(*self.splits, *splits))
 
+    @property
+    def share(self) -> float:
+        """The share of the rows that is read, but for chance."""
+        share = (self.sample_below + 1) / 2**64
+        for split in self.splits:
+            share *= split.admitted
+        return share
+
     def chosen(self, row_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_] | None:
         """Which rows of identity hashes (n,) are read, bool (n,); None where all are."""
         if self.sample_below == _ALL and not self.splits:
@@ -100,7 +110,7 @@ class RowBatch:
 
     ``rows`` int64 (n,) positions (-1: the whole file), ``keys`` strings (n,), ``row_hash`` uint64
     (n,), ``stored`` labels as in the score table (n,), ``good`` bool (n,), ``errors`` by index;
-    ``values`` (m, …) model inputs and ``targets`` (m,) of the good rows.
+    ``values`` (m, …) model inputs, ``targets`` (m,) and ``extra`` features (m, …) of the good rows.
     """
 
     file: str
@@ -112,6 +122,7 @@ class RowBatch:
     errors: dict[int, str]
     values: npt.NDArray[Any]
     targets: npt.NDArray[Any]
+    extra: npt.NDArray[np.float32] | None = None  # where the plan asks for it
     members: tuple[str, ...] = ()  # columns seen so far, where the format has no schema of its own
 
     def __len__(self) -> int:
@@ -128,7 +139,7 @@ def read_rows(
 
 def columns_to_read(plan: RowPlan) -> list[str]:
     """Stored columns that features, label and key come from."""
-    paths = [*plan.features.columns]
+    paths = [*plan.features.columns, *(plan.extra.columns if plan.extra else ())]
     paths += [p for p in (plan.label.column, plan.id_column) if p is not None]
     key = get_reader(plan.format).key_column
     names = [top_level(path, plan.schema) for path in paths] + ([key] if key else [])
@@ -226,6 +237,10 @@ def _encode_batch(
         rows, row_hash = rows[chosen], row_hash[chosen]
     features = encode(plan.features, batch, transform)
     labels, stored = encode_labels(plan.label, batch)
+    extra = encode(plan.extra, batch) if plan.extra else None
+    if extra is not None and plan.extra is not None:
+        extra_name = ".".join(plan.extra.columns)
+        errors = {i: f"{extra_name}: {text}" for i, text in extra.errors.items()} | errors
     errors = {**labels.errors, **features.errors, **errors}
     good = np.ones(len(rows), bool)
     good[list(errors)] = False
@@ -233,7 +248,17 @@ def _encode_batch(
     if errors:
         values, targets = values[good[features.good]], targets[good[labels.good]]
     return RowBatch(
-        file, rows, keys, row_hash, stored, good, errors, values, targets, _members(batch)
+        file=file,
+        rows=rows,
+        keys=keys,
+        row_hash=row_hash,
+        stored=stored,
+        good=good,
+        errors=errors,
+        values=values,
+        targets=targets,
+        extra=None if extra is None else extra.values[good[extra.good]],
+        members=_members(batch),
     )
 
 

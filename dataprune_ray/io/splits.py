@@ -40,6 +40,12 @@ class Split:
         """The rows that this split leaves out."""
         return replace(self, inside=not self.inside)
 
+    @property
+    def admitted(self) -> float:
+        """The share of the rows that belongs to it, but for chance."""
+        within = (self.high - self.low) / _WHOLE
+        return within if self.inside else 1.0 - within
+
     def admits(self, row_hash: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
         """Which rows of identity hashes (n,) belong to it: bool (n,)."""
         place = places(row_hash, self.seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.metrics.base import (
     CorpusFit,
@@ -10,10 +12,18 @@ from dataprune_ray.metrics.base import (
     Metric,
     MetricOptions,
     ModelOutputs,
+    Need,
     Step,
 )
 from dataprune_ray.metrics.chance import RANDOM
 from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
+from dataprune_ray.metrics.distribution import (
+    INFORMATION,
+    INVERSE_DENSITY,
+    MUTUAL_INFORMATION,
+    PROTOTYPE,
+    SURPRISAL,
+)
 from dataprune_ray.metrics.dynamics import (
     AUM,
     AUM_LOGITS,
@@ -28,6 +38,7 @@ from dataprune_ray.metrics.dynamics import (
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
 from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
+from dataprune_ray.space import MODEL
 
 __all__ = [
     "METRICS",
@@ -41,6 +52,7 @@ __all__ = [
     "Step",
     "check_metrics",
     "get_metric",
+    "model_needs",
 ]
 
 METRICS: dict[str, Metric] = {
@@ -58,12 +70,17 @@ METRICS: dict[str, Metric] = {
         FORGETTING,
         GRAD_NORM,
         GRAD_NORM_FULL,
+        INFORMATION,
+        INVERSE_DENSITY,
         LOSS,
         LOSS_GRAD,
         MARGIN,
+        MUTUAL_INFORMATION,
         OUTPUT_DEVIATION,
         OUTPUT_MAGNITUDE,
+        PROTOTYPE,
         RANDOM,
+        SURPRISAL,
         TDDS,
     )
 }
@@ -78,6 +95,18 @@ def get_metric(name: str) -> Metric:
     if name not in METRICS:
         raise UnknownNameError("metric", name, METRICS)
     return METRICS[name]
+
+
+def model_needs(metrics: Iterable[Metric], space: str) -> frozenset[Need]:
+    """What the metrics need of a model; nothing where they need none.
+
+    ``space`` says where the features of the data distribution come from: the model's penultimate
+    ones are asked for only where it is `MODEL`.
+    """
+    needs: frozenset[Need] = frozenset().union(*(metric.needs for metric in metrics))
+    features: frozenset[Need] = frozenset({"features"})
+    own = features if "space" in needs and space == MODEL else frozenset()
+    return (needs - {"labels", "space"}) | own
 
 
 def check_metrics(metrics: tuple[Metric, ...], *, labelled: bool, regression: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 Polarity = Literal["high", "low", "none"]
-Need = Literal["logits", "labels", "features", "gradients", "outputs", "trajectory"]
+Need = Literal["logits", "labels", "features", "gradients", "outputs", "trajectory", "space"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class MetricOptions:
 
     gradient_weight: float = 0.5
     loss_weight: float = 0.5
+    surprisal_weight: float = 0.6
+    mutual_information_weight: float = 0.4
     window: int = 10  # checkpoints that a windowed metric looks at together
 
 
@@ -178,3 +180,8 @@ class Metric:
     score: Callable[[ModelOutputs], Tensor] | None
     fit: CorpusFit | None = None
     track: Callable[[MetricOptions], Tracker] | None = None
+
+    @property
+    def averaged(self) -> bool:
+        """Whether it is the mean over models; one run, or one model's features, serve others."""
+        return self.track is None and bool(self.needs - {"labels", "space"})

@@ -1,0 +1,12 @@
+"""The feature space of a corpus: fitted once to a sample, then every row is placed in it alone.
+
+Pure numpy and scikit-learn. Use it through the metrics of the data distribution
+(`dataprune_ray.metrics.distribution`); nothing here opens a file.
+"""
+
+from __future__ import annotations
+
+from dataprune_ray.space.density import Density
+from dataprune_ray.space.fitted import INPUTS, MODEL, Space, SpaceOptions, Survey
+
+__all__ = ["INPUTS", "MODEL", "Density", "Space", "SpaceOptions", "Survey"]

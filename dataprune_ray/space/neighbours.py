@@ -1,0 +1,107 @@
+"""The nearest rows of a sample, exactly: by distance, equal ones in the sample's order.
+
+Candidates come from one matrix product, then their distances are computed one by one, so that no
+cancellation decides. Brute force over the sample: that is why it is a sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dataprune_ray.space.steady import BLOCK, Rows, in_blocks
+
+#: Candidates beyond the neighbours that are asked for.
+_SPARE = 16
+#: Bytes of differences held at once.
+_BYTES = 32 << 20
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """Rows (n, k), nearest first: index in the sample int64, distance float64 (inf: none)."""
+
+    index: NDArray[np.int64]
+    distance: Rows
+
+    @property
+    def there(self) -> NDArray[np.bool_]:
+        """Which of them there are: a small sample may hold fewer than k others."""
+        return np.isfinite(self.distance)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """Rows (m, D), m >= 1, and their identities uint64 (m,): a row is no neighbour of itself."""
+
+    rows: Rows
+    row_hash: NDArray[np.uint64]
+
+    @cached_property
+    def _order(self) -> NDArray[np.intp]:
+        return np.argsort(self.row_hash, kind="stable")
+
+    @cached_property
+    def _sorted_hash(self) -> NDArray[np.uint64]:
+        return self.row_hash[self._order]
+
+    @cached_property
+    def _squares(self) -> Rows:
+        return np.asarray((self.rows**2).sum(axis=1))
+
+    def nearest(self, rows: Rows, row_hash: NDArray[np.uint64], count: int) -> Neighbours:
+        """The ``count`` nearest others of rows (n, D) with identities (n,)."""
+        asked = min(count, len(self.rows))
+        own = self._positions(row_hash)
+        index = np.zeros((len(rows), asked), np.int64)
+        distance = np.zeros((len(rows), asked))
+        for start in range(0, len(rows), BLOCK):
+            part = slice(start, start + BLOCK)
+            index[part], distance[part] = self._block(rows[part], own[part], asked)
+        return Neighbours(index, distance)
+
+    def _positions(self, row_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Where rows are in the sample (n,); -1: not there."""
+        known = self._sorted_hash
+        found = self._order[np.minimum(np.searchsorted(known, row_hash), len(known) - 1)]
+        return np.where(self.row_hash[found] == row_hash, found, -1)
+
+    def _block(
+        self, rows: Rows, own: NDArray[np.int64], asked: int
+    ) -> tuple[NDArray[np.int64], Rows]:
+        squares = self._squares
+        far = in_blocks(rows, lambda part: squares - 2.0 * part @ self.rows.T)  # (n, m)
+        inside = np.flatnonzero(own >= 0)
+        far[inside, own[inside]] = np.inf
+        taken = min(asked + _SPARE, len(self.rows))
+        index = np.argpartition(far, taken - 1, axis=1)[:, :taken]
+        distance = self._distances(rows, index)
+        distance[index == own[:, None]] = np.inf
+        index, distance = _ordered(index, distance)
+        if taken < len(self.rows):  # equals may go on beyond the candidates
+            for row in np.flatnonzero(distance[:, asked - 1] == distance[:, -1]):
+                whole = np.arange(len(self.rows))[None]
+                exact = self._distances(rows[row : row + 1], whole)
+                exact[whole == own[row]] = np.inf
+                every, exact = _ordered(whole, exact)
+                index[row, :asked], distance[row, :asked] = every[0, :asked], exact[0, :asked]
+        return index[:, :asked], distance[:, :asked]
+
+    def _distances(self, rows: Rows, index: NDArray[np.int64]) -> Rows:
+        """Distances of rows (n, D) to those of the sample at index (n, c)."""
+        found = np.empty(index.shape)
+        step = max(1, _BYTES // max(1, 8 * rows.shape[1]))
+        for row in range(len(rows)):
+            for start in range(0, index.shape[1], step):
+                part = slice(start, start + step)
+                gap = self.rows[index[row, part]] - rows[row]
+                found[row, part] = np.sqrt((gap**2).sum(axis=1))
+        return found
+
+
+def _ordered(index: NDArray[np.int64], distance: Rows) -> tuple[NDArray[np.int64], Rows]:
+    order = np.lexsort((index, distance), axis=1)
+    return np.take_along_axis(index, order, axis=1), np.take_along_axis(distance, order, axis=1)
