@@ -504,7 +504,9 @@ def test_a_corpus_that_cannot_give_a_metric_is_refused(name, labelled, regressio
     if lacks:
         assert "--label" in str(caught.value)
     else:
-        assert "regression; use grad_norm, grad_norm_full, loss" in str(caught.value)
+        assert "regression; use grad_norm, grad_norm_full, inverse_density, loss" in str(
+            caught.value
+        )
 
 
 def test_an_unknown_metric_lists_the_known_ones():

@@ -1,0 +1,186 @@
+"""The survey and places in the space: equal for any cut of the corpus, batch size and order."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.datasets import load_digits
+
+from dataprune_ray.config import PruneConfig
+from dataprune_ray.engine import Engine, Judges, check_models
+from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.fitting import fitted_in_memory
+from dataprune_ray.io import open_corpus
+from dataprune_ray.metrics import METRICS
+from dataprune_ray.placing import load_space
+from dataprune_ray.surveying import survey_here
+from dataprune_ray.understanding import score_plan, understand
+
+SPACED = tuple(name for name, metric in METRICS.items() if "space" in metric.needs)
+CLASSES = tuple(map(str, range(10)))
+
+
+@pytest.fixture(scope="module")
+def table():
+    digits = load_digits()
+    pixels, labels = digits.data[:600].astype(np.float32), digits.target[:600]
+    emb = pixels[:, :20] * 2 + labels[:, None]
+    return pa.table(
+        {
+            "x": pa.FixedSizeListArray.from_arrays(pa.array(pixels.ravel()), 64),
+            "emb": pa.array([row.tolist() for row in emb], pa.list_(pa.float32())),
+            "label": pa.array(labels, pa.int64()),
+            "id": pa.array(range(600), pa.int64()),
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "mlp.pt"
+    first, last = torch.nn.Linear(64, 12), torch.nn.Linear(12, 10)
+    state = {"1.weight": first.weight, "1.bias": first.bias}
+    torch.save(state | {"3.weight": last.weight, "3.bias": last.bias}, path)
+    return str(path)
+
+
+def write(folder, table, files=1, group=100):
+    folder.mkdir()
+    bounds = np.linspace(0, len(table), files + 1).astype(int)
+    for n, (low, high) in enumerate(itertools.pairwise(bounds)):
+        pq.write_table(table.slice(low, high - low), folder / f"{n}.parquet", row_group_size=group)
+    return str(folder)
+
+
+def planned(corpus, scores, checkpoint=None, **changes):
+    """The scoring plan of a corpus, surveyed, as a run makes it; class names are known."""
+    flat = {
+        "input": corpus, "output": "out", "features": ["x"], "label": "label", "id_column": "id",
+        "metric": SPACED, "model": "mlp:12", "checkpoint": [checkpoint] if checkpoint else [],
+        "num_classes": 10, "fragment_rows": 150, **changes,
+    }  # fmt: skip
+    config = PruneConfig.from_flat(flat)
+    understanding = understand(config, open_corpus(config.corpus))
+    label = replace(understanding.label, classes=CLASSES)
+    understanding = replace(
+        understanding,
+        rows=replace(understanding.rows, label=label),
+        model=replace(understanding.model, label=label),
+    )
+    plan = score_plan(config, understanding, Judges(config.model.checkpoint), str(scores))
+    check_models(plan)
+    survey_here(plan)
+    return plan
+
+
+def scored(plan):
+    engine = Engine(plan)
+    parts = [t for f in plan.rows.fragments for t in engine.tables(f, plan.layout, set())]
+    return fitted_in_memory(plan, pa.concat_tables(parts))
+
+
+@pytest.mark.parametrize("density", ["gmm", "knn", "kmeans"])
+def test_values_do_not_depend_on_files_batches_or_order(tmp_path, table, checkpoint, density):
+    options = {"checkpoint": checkpoint, "density": density, "survey_rows": 300}
+    whole = planned(write(tmp_path / "a", table), tmp_path / "s", **options)
+    shuffled = table.take(np.random.default_rng(0).permutation(600))
+    other = planned(
+        write(tmp_path / "b", shuffled, files=5, group=37), tmp_path / "t", batch_size=50, **options
+    )
+    assert len(other.rows.fragments) > 3
+    first, second = (load_space(plan.space_path).tensors for plan in (whole, other))
+    assert first.keys() == second.keys()
+    assert all((second[name] == values).all() for name, values in first.items())
+    tables = [scored(plan).sort_by("row_hash") for plan in (whole, other)]
+    for name in SPACED:
+        a, b = (t[name].to_numpy() for t in tables)
+        assert np.isfinite(a).all()
+        assert len(np.unique(a)) > 1
+        assert (a == b).all(), name
+
+
+def test_the_sample_is_chosen_by_hash_and_limited(tmp_path, table):
+    corpus = write(tmp_path / "a", table)
+    metric = ["knn_label_agreement"] if "knn_label_agreement" in METRICS else ["surprisal"]
+    plan = planned(corpus, tmp_path / "s", space="inputs", metric=metric, density="knn",
+                   survey_rows=40)  # fmt: skip
+    space = load_space(plan.space_path)
+    hashes = next(v for n, v in space.tensors.items() if n.endswith("row_hash"))
+    assert len(hashes) == len(set(hashes.tolist())) == 40
+    other = planned(corpus, tmp_path / "t", space="inputs", metric=metric, density="knn",
+                    survey_rows=20)  # fmt: skip
+    fewer = next(v for n, v in load_space(other.space_path).tensors.items() if "row_hash" in n)
+    assert set(fewer.tolist()) < set(hashes.tolist())
+    seeded = planned(corpus, tmp_path / "u", space="inputs", metric=metric, density="knn",
+                     survey_rows=40, seed=1)  # fmt: skip
+    others = next(v for n, v in load_space(seeded.space_path).tensors.items() if "row_hash" in n)
+    assert set(others.tolist()) != set(hashes.tolist())
+
+
+@pytest.mark.parametrize("space", ["inputs", "emb"])
+def test_spaces_without_a_model_need_none(tmp_path, table, space):
+    plan = planned(write(tmp_path / "a", table), tmp_path / "s", space=space)
+    assert not plan.needs
+    assert not plan.used.paths
+    width = {"inputs": 64, "emb": 20}[space]
+    assert load_space(plan.space_path).width == width
+    found = scored(plan)
+    features = np.array(table["x" if space == "inputs" else "emb"].to_pylist(), np.float32)
+    centres = load_space(plan.space_path).tensors["centres"]
+    mean = load_space(plan.space_path).tensors["mean"]
+    gaps = np.linalg.norm((features - mean)[:, None] - centres[None], axis=2).min(axis=1)
+    assert found["prototype"].to_numpy() == pytest.approx(gaps, rel=1e-5)
+    trained = planned(f"{tmp_path}/a", tmp_path / "t", space=space, metric=["prototype"])
+    assert not trained.needs
+
+
+def test_the_features_are_the_first_models_penultimate_ones(tmp_path, table, checkpoint):
+    corpus = write(tmp_path / "a", table)
+    plan = planned(corpus, tmp_path / "s", checkpoint=checkpoint, metric=["prototype"])
+    state = torch.load(checkpoint, weights_only=True)
+    x = torch.tensor(np.array(table["x"].to_pylist(), np.float32))
+    features = torch.relu(x @ state["1.weight"].T + state["1.bias"]).detach().numpy()
+    mean = load_space(plan.space_path).tensors["mean"]
+    assert mean == pytest.approx(features.mean(axis=0), rel=1e-5, abs=1e-6)
+    two = replace(plan, judges=Judges((checkpoint, "gone.pt")))
+    assert two.used.models == (checkpoint,)
+    assert replace(two, metrics=("prototype", "el2n")).used.models == (checkpoint, "gone.pt")
+
+
+def test_rows_without_a_place_are_bad_rows(tmp_path, table):
+    emb = table["emb"].to_pylist()
+    emb[3], emb[5], emb[7] = None, [1.0, 2.0], [float("nan")] * 20
+    broken = table.set_column(1, "emb", pa.array(emb, pa.list_(pa.float32())))
+    plan = planned(write(tmp_path / "a", broken), tmp_path / "s", space="emb")
+    found = scored(plan)
+    errors = {i: e for i, e in enumerate(found["error"].to_pylist()) if e}
+    assert errors == {
+        3: "emb: tensor is null", 5: "emb: tensor has 2, not 20 values",
+        7: "emb: feature is not finite",
+    }  # fmt: skip
+    for name in SPACED:
+        assert found[name].null_count == 3
+    none = table.set_column(2, "label", pa.nulls(600, pa.int64()))
+    with pytest.raises(BadDataError, match=r"no good row .* to survey"):
+        planned(write(tmp_path / "b", none), tmp_path / "t", space="emb")
+
+
+def test_a_space_that_the_corpus_cannot_give_is_refused(tmp_path, table):
+    corpus = write(tmp_path / "a", table)
+    with pytest.raises(ConfigError, match="space='gone': is neither model nor inputs"):
+        planned(corpus, tmp_path / "s", space="gone")
+    with pytest.raises(ConfigError, match="space='id': is neither model nor inputs"):
+        planned(corpus, tmp_path / "s", space="id")
+    with pytest.raises(ConfigError, match="'mutual_information': needs labels"):
+        planned(corpus, tmp_path / "s", label="none", metric=["mutual_information"])
+    texts = pa.table({"x": ["one fine day", "two bad days"] * 20, "label": [0, 1] * 20,
+                      "id": range(40)})  # fmt: skip
+    with pytest.raises(ConfigError, match="space='inputs': texts are no vectors"):
+        planned(write(tmp_path / "b", texts), tmp_path / "s", space="inputs", num_classes=2)
