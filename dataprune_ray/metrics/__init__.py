@@ -20,6 +20,7 @@ from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
 from dataprune_ray.metrics.distribution import (
     INFORMATION,
     INVERSE_DENSITY,
+    KNN_LABEL_AGREEMENT,
     MUTUAL_INFORMATION,
     PROTOTYPE,
     SURPRISAL,
@@ -37,6 +38,7 @@ from dataprune_ray.metrics.dynamics import (
 )
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
+from dataprune_ray.metrics.moderate import MODERATE
 from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
 from dataprune_ray.space import MODEL
 
@@ -72,9 +74,11 @@ METRICS: dict[str, Metric] = {
         GRAD_NORM_FULL,
         INFORMATION,
         INVERSE_DENSITY,
+        KNN_LABEL_AGREEMENT,
         LOSS,
         LOSS_GRAD,
         MARGIN,
+        MODERATE,
         MUTUAL_INFORMATION,
         OUTPUT_DEVIATION,
         OUTPUT_MAGNITUDE,

@@ -64,6 +64,10 @@ def _information(columns: Columns, found: Found, options: MetricOptions) -> npt.
     return surprisal + mutual
 
 
+def _agreement(columns: Columns, _: Found, __: MetricOptions) -> npt.NDArray[np.float64]:
+    return columns[schema.AGREEMENT].astype(np.float64)
+
+
 def _prototype(columns: Columns, _: Found, __: MetricOptions) -> npt.NDArray[np.float64]:
     return columns[schema.CENTRE_DISTANCE].astype(np.float64)
 
@@ -143,4 +147,19 @@ PROTOTYPE = Metric(
     cost="survey and features",
     score=None,
     fit=CorpusFit((schema.CENTRE_DISTANCE,), _prototype),
+)
+
+KNN_LABEL_AGREEMENT = Metric(
+    name="knn_label_agreement",
+    summary="share of the --neighbours nearest rows of the survey with the row's label",
+    advice="not as an importance: it finds wrong labels, and most rows tie at 1",
+    needs=frozenset({"space", "labels"}),
+    polarity="none",
+    low=0.0,
+    high=1.0,
+    noise_end="low",
+    regression=False,
+    cost="survey, features and a search per row",
+    score=None,
+    fit=CorpusFit((schema.AGREEMENT,), _agreement),
 )

@@ -301,3 +301,31 @@ def test_the_mean_is_the_mutual_information_of_scikit_learn(digits, monkeypatch)
     with np.errstate(divide="ignore"):
         values = METRICS["mutual_information"].fit.values(columns, found, MetricOptions())
     assert values.mean() == pytest.approx(mutual_info_score(digits.labels, cluster), rel=1e-9)
+
+
+# Moderate
+
+
+@given(st.integers(1, 80), st.integers(1, 4), st.integers(0, 2**32 - 1), st.data())
+@settings(max_examples=40)
+def test_moderate_is_the_gap_to_the_classs_median(rows, classes, seed, data):
+    rng = np.random.default_rng(seed)
+    distance = np.abs(rng.normal(size=rows)) * data.draw(st.sampled_from([0.0, 1e-30, 1.0, 1e20]))
+    if data.draw(st.booleans()):
+        distance = np.round(distance)
+    label = rng.integers(0, classes, rows).astype(np.int32)
+    columns = {"class_distance": distance.astype(np.float32), "label": label}
+    cuts = data.draw(st.lists(st.integers(0, rows), max_size=3))
+    fit, found = METRICS["moderate"].fit, {}
+    for step in fit.steps:
+        empty = {name: values[:0] for name, values in columns.items()}
+        total = step.kernel(empty, found, Extent(1, classes))
+        for low, high in itertools.pairwise([0, *sorted(cuts), rows]):
+            part = {name: values[low:high] for name, values in columns.items()}
+            total = step.merge(total, step.kernel(part, found, Extent(1, classes)))
+        found[step.name] = step.value(total)
+    values = fit.values(columns, found, MetricOptions())
+    for row in range(rows):
+        own = columns["class_distance"][label == label[row]].astype(np.float64)
+        expected = abs(float(columns["class_distance"][row]) - np.median(own))
+        assert values[row] == pytest.approx(expected, rel=1e-6)
