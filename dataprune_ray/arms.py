@@ -110,10 +110,11 @@ def kept_rows(arm: Arm, fragment: str) -> KeptRows:
     wanted = [schema.ROW_HASH, schema.ERROR]
     if arm.rule is not None and "scores" in arm.rule.columns:
         wanted.append(arm.rule.metric)
+    wanted += () if arm.rule is None else arm.rule.others
     if arm.grouped:
         wanted.append(schema.LABEL)
     with open_input(path) as file:
-        table = pq.read_table(file, columns=wanted, use_threads=False)
+        table = pq.read_table(file, columns=list(dict.fromkeys(wanted)), use_threads=False)
     table = table.filter(table[schema.ERROR].is_null())
     hashes: npt.NDArray[np.uint64] = table[schema.ROW_HASH].to_numpy()
     if arm.decisions is not None:
@@ -126,7 +127,8 @@ def kept_rows(arm: Arm, fragment: str) -> KeptRows:
     if arm.grouped:
         codes = {name: code for code, name in enumerate(arm.rule.groups)}
         groups = group_codes(table[schema.LABEL].combine_chunks(), codes, path)
-    block = Block(scores, seeded_hash(hashes, arm.seed), groups)
+    others = {name: table[name].to_numpy() for name in arm.rule.others}
+    block = Block(scores, seeded_hash(hashes, arm.seed), groups, others=others)
     kept = arm.rule.apply(block)
     return KeptRows(hashes[kept], arm.rule.weights(block)[kept] if arm.weighted else None)
 

@@ -25,6 +25,7 @@ from dataprune_ray.io.filesystems import (
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.metrics import METRICS, model_needs
+from dataprune_ray.strategies import extra_metrics
 from dataprune_ray.training import read_result
 
 #: Settings of the corpus, the model and the scores that no score depends on.
@@ -115,7 +116,8 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
         ConfigError: one differs, or a metric cannot be extended.
     """
     now, before = config.flat(), baseline.settings
-    for name in config.score.metric:
+    metrics = tuple(dict.fromkeys([*config.score.metric, *extra_metrics(config.select)]))
+    for name in metrics:
         if METRICS[name].fit is not None:
             raise ConfigError(
                 "metric",
@@ -125,9 +127,8 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
             )
     stages = (CorpusConfig, ModelConfig, ScoreConfig)
     names = [name for stage in stages for name in stage.model_fields if name not in _FREE]
-    metrics = [METRICS[name] for name in config.score.metric]
-    trained = not config.model.given and model_needs(metrics, config.score.space)
-    if trained or "random" in config.score.metric:
+    needs = model_needs([METRICS[name] for name in metrics], config.score.space)
+    if (not config.model.given and needs) or "random" in metrics:
         names.append("seed")
     for name in names:
         if name == "input" and _place(str(before.get(name))) == _place(str(now[name])):

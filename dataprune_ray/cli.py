@@ -97,7 +97,7 @@ def default_output(folder: str, source: str) -> str:
 def _add_flag(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
     flag = "--" + name.replace("_", "-")
     kind = field.annotation
-    base = _without_none(kind)
+    base = str if _is_choice_or_number(kind) else _without_none(kind)
     text = (field.description or "").replace("%%", "%").replace("%", "%%")
     default = field.default
     if default not in (None, (), "", False, True):
@@ -136,6 +136,12 @@ def _comma_list(item: Callable[[str], Any]) -> Callable[[str], list[Any]]:
 
     parse_list.__name__ = f"list of {getattr(item, '__name__', 'values')}"
     return parse_list
+
+
+def _is_choice_or_number(kind: Any) -> bool:
+    """Whether a setting takes a word besides its numbers: the configuration tells them apart."""
+    union = get_origin(kind) in (Union, types.UnionType)
+    return union and any(get_origin(arg) is Literal for arg in get_args(kind))
 
 
 def _without_none(kind: Any) -> Any:

@@ -193,6 +193,7 @@ def _decisions(
         scores=scores,
         hashes=seeded_hash(hashes, plan.seed),
         groups=_codes(plan, table) if plan.grouped else None,
+        others={name: table[name].to_numpy() for name in plan.rule.others},
     )
     kept = plan.rule.apply(block)
     reasons = plan.rule.reason(block)

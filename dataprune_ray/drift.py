@@ -197,7 +197,7 @@ def _classes(before: Population, now: Population, fine: Counts) -> tuple[ClassDr
     )
     kernel = _Keys(place.astype(np.int64), len(before.groups))
     columns = frozenset({"scores", "groups"})
-    first, second = (p.reduce(kernel, np.add, columns) for p in (before, now))  # type: ignore[arg-type]
+    first, second = (p.reduce(kernel, np.add, columns) for p in (before, now))
     return tuple(
         ClassDrift(name, int(a.sum()), int(b.sum()), psi(*coarsened(a, b)), ks(a, b))
         for name, a, b in zip(before.groups, first, second, strict=True)

@@ -52,7 +52,11 @@ class Fold:
 
 @dataclass(frozen=True)
 class JudgePlan:
-    """What every judging task is told; ``census`` names the scored rows that it is about."""
+    """What every judging task is told.
+
+    ``census`` names the scored rows that it is about; ``metric`` and the score columns ``others``
+    are noted beside what is found of them.
+    """
 
     rows: RowPlan
     model: ModelSpec
@@ -64,6 +68,7 @@ class JudgePlan:
     batch_size: int
     use_gpu: bool = False
     census: str = ""
+    others: tuple[str, ...] = ()
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,7 +80,8 @@ class JudgePlan:
     @property
     def layout(self) -> pa.Schema:
         """Schema of a quality file."""
-        return schema.quality_schema(self.rows.label.type, min(TOP, max(1, len(self.classes))))
+        top = min(TOP, max(1, len(self.classes)))
+        return schema.quality_schema(self.rows.label.type, top, self.others)
 
     def path(self, fragment: Fragment) -> str:
         """The fragment's quality file."""
@@ -214,7 +220,8 @@ def judge_fragment(plan: JudgePlan, fragment: Fragment) -> int:
 
 
 def _scored(plan: JudgePlan, fragment: Fragment) -> pa.Table:
-    columns = [schema.ROW_HASH, schema.LABEL, plan.metric, schema.ERROR]
+    wanted = [schema.ROW_HASH, schema.LABEL, plan.metric, schema.ERROR, *plan.others]
+    columns = list(dict.fromkeys(wanted))
     with open_input(join(plan.scores, f"{fragment.name}.parquet")) as file:
         return pq.read_table(file, columns=columns, use_threads=False)
 
@@ -298,6 +305,7 @@ def _write(
         schema.AGREEMENT: pa.array(found.agreement, mask=classless),
         schema.DISTANCE: pa.array(found.distance, mask=missing),
         schema.CLUSTER: pa.array(found.cluster, mask=missing),
+        **{name: scored[name] for name in plan.others},
     }
     table = pa.table([arrays[name] for name in plan.layout.names], schema=plan.layout)
     note = {"census": plan.census, "rows": len(missing), "judged": int(found.judged.sum())}

@@ -89,7 +89,7 @@ def _models(
 def _cut(subject: Subject, inside: Understanding, plan: ScorePlan) -> FoldCut:
     fragments = inside.rows.fragments
     table = stages.score_table(subject.config, inside, fragments, plan.folder)
-    rule = select(table, subject.config.select, stages.score_info(inside))
+    rule = select(table, subject.config.select, inside.info)
     kept = int(sum(kept_counts(table, rule)))
     grouped = inside.strategy.needs_labels
     return FoldCut(inside.rows, plan.folder, names_of(fragments), rule, grouped, kept)

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import KeepRule
+from dataprune_ray.cutoff import DUPLICATE, NOISE, REASONS, KeepRule
 from dataprune_ray.features import FeatureSpec, column, encode
 from dataprune_ray.findings import Marks
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -131,7 +131,7 @@ def _candidates(
             distance = np.abs(score - _cutoff_of_rows(cutoffs, batch))
             ranks = {
                 "just kept": np.where(kept, distance, np.nan),
-                "just dropped": np.where(kept, np.nan, distance),
+                "just dropped": np.where(kept | _screened(batch), np.nan, distance),
                 "highest": -score,
                 "lowest": score,
             }
@@ -156,6 +156,13 @@ def _quality_ranks(
         "suspected": np.where(marks.suspected(judged), confidence, np.nan),
         "dropped outliers": np.where(marks.far(judged) & ~kept, far, np.nan),
     }
+
+
+def _screened(batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
+    """Which rows (n,) are dropped whatever the cutoff is: as noise, or as duplicates."""
+    reasons = pa.array([REASONS[NOISE], REASONS[DUPLICATE]])
+    found = pc.is_in(batch.column(schema.REASON).cast(pa.string()), value_set=reasons)
+    return np.asarray(found.to_numpy(zero_copy_only=False))
 
 
 def _cutoff_of_rows(cutoffs: dict[str, float | None], batch: pa.RecordBatch) -> Any:

@@ -31,7 +31,7 @@ from dataprune_ray.io.output import Output
 from dataprune_ray.io.splits import Split, places
 from dataprune_ray.progress import Progress
 from dataprune_ray.samples import Sampled, fit_reference, sample_fragment
-from dataprune_ray.strategies import get_strategy
+from dataprune_ray.strategies import extra_metrics, get_strategy
 from dataprune_ray.tasks import TASK_CPUS, run_tasks
 from dataprune_ray.training import train
 from dataprune_ray.understanding import Understanding, score_plan, train_plan
@@ -45,6 +45,8 @@ def is_asked(config: PruneConfig) -> bool:
     """Whether the settings ask for the quality pass."""
     if config.select.strategy == AUTO and not config.tune.candidates:
         return True  # the noise share sets what is tried
+    if config.select.estimates_noise:
+        return True
     return config.quality.quality or config.quality.rescue > 0
 
 
@@ -57,6 +59,13 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
     if not is_asked(config):
         return
     label = understanding.label
+    for name in ("noise_cut", "beta"):
+        if getattr(config.select, name) == AUTO and (
+            label.column is None or label.task == "regression"
+        ):
+            raise ConfigError(
+                name, AUTO, "is estimated from class labels, of which there are none; give a number"
+            )
     if label.column is None and not config.model.given:
         raise ConfigError(
             "quality", True, "an unlabelled corpus is judged by a given model; pass --checkpoint"
@@ -112,6 +121,12 @@ def judge_rows(
     )
 
 
+def screen_columns(config: PruneConfig, understanding: Understanding) -> tuple[str, ...]:
+    """Score columns that rows are dropped by before the strategy looks at them."""
+    names = [] if understanding.noise is None else [understanding.noise.name]
+    return tuple(dict.fromkeys([*names, *extra_metrics(config.select)]))
+
+
 def _plan(
     config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str, folder: str
 ) -> JudgePlan:
@@ -133,6 +148,7 @@ def _plan(
         folds=folds,
         scores=scores,
         metric=understanding.metrics[0].name,
+        others=screen_columns(config, understanding),
         folder=folder,
         neighbours=config.quality.neighbours,
         batch_size=score_plan(config, understanding, Judges(), folder).batch_size,

@@ -6,7 +6,8 @@ import importlib.metadata
 import json
 import math
 import platform
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Outcome:
     tuned: Tuned | None = None
     quality: Quality | None = None
     rescue: Rescue | None = None
+    estimated: Mapping[str, float] = field(default_factory=dict)  # settings that were "auto"
 
     @property
     def scorable(self) -> int:
@@ -111,6 +113,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "quality": None if outcome.quality is None else outcome.quality.to_json(),
         "rescue": None if outcome.rescue is None else outcome.rescue.to_json(),
         "tuned": None if outcome.tuned is None else outcome.tuned.to_json(),
+        "estimated": dict(outcome.estimated),
         "reasons": dict(sorted(decided.reasons.items())),
         "bad_rows": dict(decided.errors.most_common()),
         "content_hash": decided.content_hash,

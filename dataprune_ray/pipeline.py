@@ -101,6 +101,10 @@ def preview(config: PruneConfig) -> Preview:
         raise ConfigError(
             "strategy", AUTO, "is chosen by trainings, which --dry-run does not make; name one"
         )
+    for name in ("noise_cut", "beta"):
+        if getattr(config.select, name) == AUTO:
+            advice = "is estimated by trainings, which --dry-run does not make; give a number"
+            raise ConfigError(name, AUTO, advice)
     corpus = open_corpus(config.corpus)
     understanding = understand(config, corpus)
     for note in understanding.notes:
@@ -137,6 +141,7 @@ def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:
         with tidied(output):
             scored = _scored(config, corpus, understanding, output, found, journal, reuse)
             marks = _judged(config, scored, output, journal)
+            config, _ = stages.with_noise_share(config, marks)
             with journal.stage("choose strategy"):
                 tuned = _tuned(config, scored, output, marks)
             return trying.write(config, scored.scores, tuned, output, journal, command)
@@ -235,15 +240,17 @@ def _prune_on(
     corpus, understanding, scores = scored.corpus, scored.understanding, scored.scores
     asked, tuned = config, None
     marks = _judged(config, scored, output, journal)
+    config, estimated = stages.with_noise_share(config, marks)
     if config.select.strategy == AUTO:
         with journal.stage("choose strategy"):
             tuned = _tuned(config, scored, output, marks)
         config, understanding = stages.with_strategy(config, understanding, tuned)
     with journal.stage("select"):
         table = stages.score_table(config, understanding, corpus.fragments, scores)
-        rule, rescue = select(table, config.select, stages.score_info(understanding)), None
+        info, rescue = understanding.info, None
+        rule = select(table, config.select, info, journal.warn)
         if config.quality.rescue and marks is not None:
-            rule, rescue = rescue_rows(marks, rule, config, stages.score_info(understanding))
+            rule, rescue = rescue_rows(marks, rule, config, info)
     logger.info("%s", rule.explanation)
     with journal.stage("decide"):
         plan = stages.write_plan(config, corpus, understanding, rule, output, scores, rescue)
@@ -275,6 +282,7 @@ def _prune_on(
             tuned=tuned,
             quality=quality,
             rescue=rescue,
+            estimated=estimated,
         )
         stages.write_report(outcome, table, plan.metric, marks)
     remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))

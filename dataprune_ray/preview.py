@@ -7,6 +7,7 @@ written to the output.
 
 from __future__ import annotations
 
+import logging
 import math
 import tempfile
 import time
@@ -28,7 +29,7 @@ from dataprune_ray.fitting import fitted_in_memory
 from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.scoring import Pool
-from dataprune_ray.strategies import ScoreInfo
+from dataprune_ray.strategies import compile_rule
 from dataprune_ray.surveying import survey_here
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import TrainResult, fit
@@ -38,6 +39,8 @@ from dataprune_ray.understanding import (
     proxy_plans,
     score_plan,
 )
+
+logger = logging.getLogger("dataprune")
 
 _UNITS = 32
 _SHOWN = 20
@@ -210,18 +213,21 @@ def _expected(
     sample: _Sample,
     good: pa.Table,
 ) -> Preview:
-    metric = understanding.metrics[0]
-    info = ScoreInfo(metric.name, metric.polarity, metric.low, metric.high)
     labels = np.asarray(good[schema.LABEL].cast(pa.string()).to_pylist(), object)
     block, groups = _block(config, understanding, good, labels)
-    rule = understanding.strategy.compile(MemoryPopulation([block], groups), config.select, info)
+    whole = MemoryPopulation([block], groups)
+    found = compile_rule(understanding.strategy, whole, config.select, understanding.info)
+    for text in found.warnings:
+        logger.warning("warning: %s", text)
+    rule = found.rule
     kept = rule.apply(block)
     share = float(kept.mean())
     rows = corpus.rows if corpus.rows is not None else _rows_by_bytes(corpus, sample.table)
     files = np.asarray(good[schema.FILE].cast(pa.string()).to_pylist(), object)
     known = {f.path: f.rows for f in corpus.files if f.rows is not None}
-    beyond = float(replace(rule, noise=()).apply(block).mean())
-    low, high = _cutoff_interval(rule, block.need_scores(), beyond)
+    ranked = block.take(~rule.screened(block))
+    beyond = float(replace(rule, noise=()).apply(ranked).mean()) if ranked.rows else 0.0
+    low, high = _cutoff_interval(rule, ranked.need_scores(), beyond)
     model = config.model
     classes: tuple[Share, ...] = ()
     if understanding.label.task == "classification" and understanding.label.column is not None:
@@ -256,11 +262,13 @@ def _block(
 ) -> tuple[Block, tuple[str, ...]]:
     scores = good[understanding.metrics[0].name].to_numpy()
     hashes = seeded_hash(good[schema.ROW_HASH].to_numpy(), config.select.seed)
+    others = {metric.name: good[metric.name].to_numpy() for metric in understanding.metrics}
     if not understanding.strategy.needs_labels:
-        return Block(scores, hashes), ("",)
+        return Block(scores, hashes, others=others), ("",)
     groups = understanding.label.classes
     code = {name: position for position, name in enumerate(groups)}
-    return Block(scores, hashes, np.array([code[x] for x in labels], np.int32)), groups
+    codes = np.array([code[x] for x in labels], np.int32)
+    return Block(scores, hashes, codes, others=others), groups
 
 
 def _cutoff_interval(
@@ -270,7 +278,7 @@ def _cutoff_interval(
 
     It is a quantile's: order statistics at binomial distance.
     """
-    if rule.cutoffs.get("") is None or rule.end is None:
+    if rule.cutoffs.get("") is None or rule.end is None or not len(scores):
         return None, None
     ordered = np.sort(scores)
     below = 1.0 - share if rule.end == "high" else share

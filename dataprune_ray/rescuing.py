@@ -26,6 +26,7 @@ from dataprune_ray.cutoff import (
     group_counts,
     kept_counts,
     seeded_hash,
+    unscreened,
 )
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import ConfigError
@@ -36,6 +37,7 @@ from dataprune_ray.quality.rescue import Eligible, Rescue, rescue_quotas
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.strategies import ScoreInfo, Strategy, get_strategy
 from dataprune_ray.strategies.base import bands_of_cut, decimal_fraction
+from dataprune_ray.strategies.screening import for_rows, with_screens
 
 P = TypeVar("P", bound=Population)
 
@@ -107,9 +109,10 @@ def cut_with_rescue(
     rescue = Rescue(eligible, far, sum(quotas))
     left = [count - quota for count, quota in zip(kept, quotas, strict=True)]
     if strategy.needs_labels:
-        rule = _thinned(plain, sources.scored, left)
+        rule = _thinned(plain, unscreened(sources.scored, plain.screens), left)
     else:
-        rule = _recut(strategy, sources.rest(rescue), sum(left), config, info)
+        rest = unscreened(sources.rest(rescue), plain.screens)
+        rule = with_screens(_recut(strategy, rest, sum(left), config, info), plain.screens)
     found = [int(count) for count in kept_counts(sources.rest(rescue), rule)]
     if sum(found) != sum(left):
         raise ConfigError(
@@ -141,8 +144,7 @@ def _recut(
     strategy: Strategy, rest: Population, quota: int, config: SelectConfig, info: ScoreInfo
 ) -> KeepRule:
     """The strategy's cut of ``quota`` of the rows that are not rescued."""
-    rows = int(sum(group_counts(rest)))
-    changed = config.model_copy(update={"keep": quota / rows})
+    changed, _ = for_rows(strategy, config, quota, int(sum(group_counts(rest))))
     return strategy.compile(rest, changed, info)
 
 
@@ -171,8 +173,13 @@ class Chosen:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The deciding score, the identity, and the evidence."""
-        return (schema.SCORE, schema.ROW_HASH, *EVIDENCE)
+        """The deciding score, the identity, the evidence, and what screens look at."""
+        return (schema.SCORE, schema.ROW_HASH, *EVIDENCE, *self._others)
+
+    @property
+    def _others(self) -> tuple[str, ...]:
+        eligible = self.by if isinstance(self.by, Eligible) else self.by.eligible
+        return eligible.plain.others
 
     def __call__(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
         """Which rows of a batch: bool (n,)."""
@@ -185,6 +192,9 @@ class Chosen:
             batch.column(schema.SCORE).to_numpy(zero_copy_only=False),
             seeded_hash(identity, self.seed),
             codes,
+            others={
+                name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._others
+            },
         )
         chosen = self.by.apply(block, evidence_of(batch))
         return ~chosen if self.others else chosen

@@ -83,12 +83,12 @@ def score_schema(
     return pa.schema(fields)
 
 
-def quality_schema(label_type: pa.DataType, top: int) -> pa.Schema:
+def quality_schema(label_type: pa.DataType, top: int, others: Sequence[str] = ()) -> pa.Schema:
     """Schema of one quality file: the rows of a score file in its order, judged out of fold.
 
-    ``score`` and ``error`` are the score table's; ``unjudged`` says why a row with a score has no
-    judgement. ``top_class`` (class codes) and ``top_probability`` hold the ``top`` most probable
-    classes. Columns are null where they do not apply.
+    ``score``, ``error`` and the score columns ``others`` are the score table's; ``unjudged`` says
+    why a row with a score has no judgement. ``top_class`` (class codes) and ``top_probability``
+    hold the ``top`` most probable classes. Columns are null where they do not apply.
     """
     return pa.schema(
         [
@@ -105,6 +105,7 @@ def quality_schema(label_type: pa.DataType, top: int) -> pa.Schema:
             pa.field(AGREEMENT, pa.float32()),
             pa.field(DISTANCE, pa.float32()),
             pa.field(CLUSTER, pa.int32()),
+            *[pa.field(name, pa.float32()) for name in others],
         ]
     )
 

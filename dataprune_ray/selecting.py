@@ -6,6 +6,7 @@ and the driver merges as results arrive. Nothing is sorted, shuffled or collecte
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,10 +17,12 @@ import ray
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block
 from dataprune_ray.io.scores import ScoreFiles, ScoreView, reduce_files
-from dataprune_ray.strategies import ScoreInfo, get_strategy
+from dataprune_ray.strategies import ScoreInfo, compile_rule, get_strategy
 from dataprune_ray.tasks import TASK_CPUS, unordered
 
 S = TypeVar("S")
+
+logger = logging.getLogger("dataprune")
 
 #: A task reads at most this many files, so that a lost one costs little.
 _MOST_FILES = 64
@@ -58,14 +61,32 @@ class ScoreTable(ScoreFiles):
         return merged
 
 
-def select(table: ScoreTable, config: SelectConfig, info: ScoreInfo) -> KeepRule:
-    """Compile the configured strategy over a score table.
+def _log(text: str) -> None:
+    logger.warning("warning: %s", text)
+
+
+def select(
+    table: ScoreTable,
+    config: SelectConfig,
+    info: ScoreInfo,
+    warn: Callable[[str], None] = _log,
+) -> KeepRule:
+    """Compile the configured strategy over the rows of a score table that are not screened out.
+
+    Args:
+        table: all scored rows.
+        config: its shares of noise are known.
+        info: the deciding metric, and the one that tells noise.
+        warn: told where fewer rows than asked are cut or kept.
 
     Raises:
         ConfigError: no such strategy, or it does not fit the metric or the scores.
         BadDataError: the scores cannot be cut exactly.
     """
-    return get_strategy(config.strategy).compile(table, config, info)
+    found = compile_rule(get_strategy(config.strategy), table, config, info)
+    for text in found.warnings:
+        warn(text)
+    return found.rule
 
 
 def _reduce_files(

@@ -10,7 +10,7 @@ from typing import Any
 from dataprune_ray import galleries, incremental, manifest, telemetry
 from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
 from dataprune_ray.cluster import Cluster, pool_of
-from dataprune_ray.config import PruneConfig, parse_limit
+from dataprune_ray.config import AUTO, PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.deciding import Decided, WritePlan, decide
 from dataprune_ray.engine import FragmentCount, check_models
@@ -30,7 +30,7 @@ from dataprune_ray.report import render, to_json
 from dataprune_ray.rescuing import parted
 from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable
-from dataprune_ray.strategies import ScoreInfo, get_strategy
+from dataprune_ray.strategies import get_strategy
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
     Understanding,
@@ -168,12 +168,6 @@ def score_table(
     )
 
 
-def score_info(understanding: Understanding) -> ScoreInfo:
-    """What strategies may know about the deciding metric."""
-    metric = understanding.metrics[0]
-    return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high)
-
-
 def write_plan(
     config: PruneConfig,
     corpus: Corpus,
@@ -238,6 +232,26 @@ def warn_of_losses(understanding: Understanding, decided: Decided, journal: Jour
         journal.warn(
             f"no row of class {shown} is kept; --strategy class_balanced keeps every class"
         )
+
+
+def with_noise_share(
+    config: PruneConfig, marks: Marks | None
+) -> tuple[PruneConfig, dict[str, float]]:
+    """Settings with the shares of noise that were to be estimated, and these by name.
+
+    Raises:
+        BadDataError: nothing could be estimated.
+    """
+    if not config.select.estimates_noise:
+        return config, {}
+    if marks is None or marks.noise is None:
+        raise BadDataError(
+            "the share of wrong labels cannot be estimated: no row was judged; give --noise-cut "
+            "and --beta as numbers"
+        )
+    share = marks.noise.share
+    found = {name: share for name in ("beta", "noise_cut") if getattr(config.select, name) == AUTO}
+    return config.replace(**found), found
 
 
 def with_strategy(

@@ -57,6 +57,7 @@ def open_subject(root: str, given: CorpusConfig) -> Subject:
     overrides = {name: getattr(given, name) for name in given.model_fields_set}
     chosen = manifest.get("tuned") or {}
     chosen = {name: chosen[name] for name in ("strategy", "beta", "keep") if name in chosen}
+    chosen = {**(manifest.get("estimated") or {}), **chosen}
     config = PruneConfig.from_flat({**settings, **overrides, **chosen, "output": root})
     if not config.corpus.input:
         raise ConfigError("input", "", f"{redact(root)} does not say; pass --input")

@@ -29,7 +29,7 @@ from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.splits import Split
 from dataprune_ray.recipes import Recipe, check_recipe
 from dataprune_ray.selecting import select
-from dataprune_ray.strategies import get_strategy
+from dataprune_ray.strategies import check_shares, get_strategy
 from dataprune_ray.trials import TrialData, TrialPlan, run_trials
 from dataprune_ray.understanding import Understanding
 from dataprune_ray.verdict import (
@@ -152,7 +152,7 @@ class Bench:
             str(candidate),
             self.scores,
             names_of(fragments),
-            rule=select(table, settings, stages.score_info(chosen)),
+            rule=select(table, settings, chosen.info),
             grouped=strategy.needs_labels,
             seed=self.config.select.seed,
         )
@@ -206,6 +206,7 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
     for keep in config.tune.keeps:
         if not 0 < keep < 1:
             raise ConfigError("keeps", keep, "lies between 0 and 1")
+        check_shares(get_strategy(RANDOM), config.select.model_copy(update={"keep": keep}))
     check_recipe(Recipe.of(config.train), understanding.model.features)
 
 

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.engine import Judges, ScorePlan
-from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
@@ -22,6 +22,7 @@ from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.metrics import (
+    METRICS,
     WINDOWED,
     Metric,
     MetricOptions,
@@ -32,7 +33,13 @@ from dataprune_ray.metrics import (
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
-from dataprune_ray.strategies import Strategy, check_beta, get_strategy
+from dataprune_ray.strategies import (
+    ScoreInfo,
+    Strategy,
+    check_shares,
+    extra_metrics,
+    get_strategy,
+)
 from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.verdict import RANDOM
 
@@ -42,7 +49,10 @@ _PASS_BYTES = 4 << 20
 
 @dataclass(frozen=True)
 class Understanding:
-    """What a run knows of its corpus; ``notes`` say what was recognised."""
+    """What a run knows of its corpus; ``notes`` say what was recognised.
+
+    The first of ``metrics`` decides; ``noise`` is the one that noise is cut by before that.
+    """
 
     rows: RowPlan
     model: ModelSpec
@@ -51,11 +61,21 @@ class Understanding:
     notes: tuple[str, ...]
     space: str = MODEL
     space_column: FeatureSpec | None = None
+    noise: Metric | None = None
 
     @property
     def label(self) -> LabelSpec:
         """The label."""
         return self.model.label
+
+    @property
+    def info(self) -> ScoreInfo:
+        """What strategies may know about the metrics."""
+        first, noise = self.metrics[0], self.noise
+        told_by = None
+        if noise is not None and noise.noise_end is not None:
+            told_by = (noise.name, noise.noise_end)
+        return ScoreInfo(first.name, first.polarity, first.low, first.high, told_by)
 
     @property
     def needs_model(self) -> bool:
@@ -84,11 +104,12 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
         raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
     if not config.write.output and not config.run.dry_run:
         raise ConfigError("output", "", "name a directory for the result")
-    metrics = tuple(get_metric(name) for name in dict.fromkeys(config.score.metric))
+    names = (*config.score.metric, *extra_metrics(config.select))
+    metrics = tuple(get_metric(name) for name in dict.fromkeys(names))
     chosen = config.select.strategy
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
-    if strategy.uses_beta:
-        check_beta(config.select)
+    noise_metric(config, metrics)
+    check_shares(strategy, config.select)
     model = config.model
     for field, paths in (("checkpoint", model.checkpoint), ("trajectory", model.trajectory)):
         for path in paths:
@@ -126,6 +147,31 @@ def _check_trajectory(config: PruneConfig, metrics: tuple[Metric, ...]) -> None:
             )
 
 
+def noise_metric(config: PruneConfig, metrics: tuple[Metric, ...]) -> Metric | None:
+    """The metric that noise is cut by before any strategy; None where that is not asked for.
+
+    Raises:
+        ConfigError: none of the metrics knows at which end noise gathers.
+    """
+    select = config.select
+    if not select.noise_cut:
+        return None
+    usable = sorted(name for name, metric in METRICS.items() if metric.noise_end is not None)
+    if select.noise_metric is not None:
+        if select.noise_metric not in usable:
+            raise UnknownNameError("noise_metric", select.noise_metric, usable)
+        return get_metric(select.noise_metric)
+    for metric in metrics:
+        if metric.noise_end is not None:
+            return metric
+    raise ConfigError(
+        "noise_cut",
+        select.noise_cut,
+        f"none of {', '.join(m.name for m in metrics)} knows where mislabelled rows gather; pass "
+        f"--noise-metric with one of {', '.join(usable)}",
+    )
+
+
 def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     """Recognise features, label and model from the schema and first rows; Ray is not needed.
 
@@ -150,7 +196,10 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     column = None
     if any("space" in metric.needs for metric in metrics):
         column = _space_column(config, corpus, found.features)
-    return Understanding(rows, model, metrics, strategy, notes, config.score.space, column)
+    noise = noise_metric(config, metrics)
+    return Understanding(
+        rows, model, metrics, strategy, notes, config.score.space, column, noise=noise
+    )
 
 
 def _space_column(config: PruneConfig, corpus: Corpus, features: FeatureSpec) -> FeatureSpec | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from dataprune_ray.config.base import OPERATIONAL, Job, Stage, parse_limit
 from dataprune_ray.config.trials import GateConfig, QualityConfig, TrainConfig, TuneConfig
 
-#: The strategy that is chosen by trial.
+#: The strategy that is chosen by trial, and the share of noise that is estimated.
 AUTO = "auto"
+#: A share of the rows, or "auto" for the estimated share of wrong labels.
+NoiseShare = Annotated[float, Field(ge=0, lt=1)] | Literal["auto"]
 
 
 class CorpusConfig(Stage):
@@ -176,12 +178,26 @@ class SelectConfig(Stage):
     keep_end: Literal["auto", "high", "low"] = Field(
         "auto", description="end of the score that is kept; auto: the metric's own"
     )
-    beta: float = Field(
+    beta: NoiseShare = Field(
         0.0,
-        ge=0,
-        lt=1,
         description="share of the rows cut off as noise at the kept end by window, stratified and "
-        "weighted, and of each class by class_balanced",
+        "weighted, and of each class by class_balanced; auto: as --quality estimates it",
+    )
+    noise_cut: NoiseShare = Field(
+        0.0,
+        description="share of the rows cut as noise before any strategy, by --noise-metric; auto: "
+        "as --quality estimates it",
+    )
+    noise_metric: str | None = Field(
+        None,
+        description="metric of --noise-cut; default: the first that knows where noise gathers",
+    )
+    dedup: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="before any strategy drop rows whose redundancy is above 1 minus this; "
+        "default: none",
     )
     weight_power: float = Field(
         1.0,
@@ -192,6 +208,11 @@ class SelectConfig(Stage):
     bins: int = Field(50, ge=1, description="strata of --strategy stratified, of equal width")
     class_floor: int = Field(0, ge=0, description="rows kept at least per class where balanced")
     seed: int = Field(0, ge=0, lt=2**63, description="of ties, random choices and the proxy")
+
+    @property
+    def estimates_noise(self) -> bool:
+        """Whether a share is the one that the quality pass estimates."""
+        return AUTO in (self.beta, self.noise_cut)
 
 
 class WriteConfig(Stage):

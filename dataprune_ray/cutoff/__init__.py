@@ -10,6 +10,9 @@ keys       ordered integer keys of scores, seeded hashes
 sums       sums of float32 values without rounding
 population blocks of rows, and the protocol that reduces over them
 selection  the exact cut: which score and which hash bound the kept rows
+reasons    why a row is kept or dropped, by the codes that are stored
+bands      score intervals with a bound on the hash
+screen     rows dropped by another score column before anything else
 draw       weighted sampling: keys made of score and hash
 rule       the keep rule: bands that any worker applies to a row alone
 statistics counts, extremes, mean, histogram
@@ -18,6 +21,7 @@ statistics counts, extremes, mean, histogram
 
 from __future__ import annotations
 
+from dataprune_ray.cutoff.bands import Band
 from dataprune_ray.cutoff.draw import WeightedDraw
 from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key, seeded_hash
 from dataprune_ray.cutoff.population import (
@@ -27,9 +31,13 @@ from dataprune_ray.cutoff.population import (
     Population,
     derived,
     empty_block,
+    filtered,
     pooled,
+    scored_by,
 )
-from dataprune_ray.cutoff.rule import REASONS, Band, KeepRule
+from dataprune_ray.cutoff.reasons import DUPLICATE, NOISE, REASONS
+from dataprune_ray.cutoff.rule import KeepRule
+from dataprune_ray.cutoff.screen import Screen, unscreened
 from dataprune_ray.cutoff.selection import Cut, End, exact_cut
 from dataprune_ray.cutoff.statistics import (
     extremes,
@@ -42,7 +50,9 @@ from dataprune_ray.cutoff.statistics import (
 from dataprune_ray.cutoff.sums import ExactSum
 
 __all__ = [
+    "DUPLICATE",
     "HASH_MAX",
+    "NOISE",
     "REASONS",
     "Band",
     "Block",
@@ -53,11 +63,13 @@ __all__ = [
     "KeepRule",
     "MemoryPopulation",
     "Population",
+    "Screen",
     "WeightedDraw",
     "derived",
     "empty_block",
     "exact_cut",
     "extremes",
+    "filtered",
     "group_counts",
     "histogram",
     "kept_counts",
@@ -66,5 +78,7 @@ __all__ = [
     "pooled",
     "score_of_key",
     "score_sum",
+    "scored_by",
     "seeded_hash",
+    "unscreened",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Generic, Literal, Protocol, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 S = TypeVar("S")
 
-#: Columns a kernel can ask for.
-Column = Literal["scores", "hashes", "groups"]
+#: Columns a kernel can ask for: "scores", "hashes", "groups", or another score column's name.
+Column = str
+
+_KNOWN: frozenset[Column] = frozenset({"scores", "hashes", "groups"})
 
 #: Group names of a population without groups.
 UNGROUPED = ("",)
@@ -27,15 +29,18 @@ class Block:
         hashes: uint64 (n,), mixed with the seed (see ``keys.seeded_hash``).
         groups: int32 (n,), group code of each row; None where there is one group only.
         rows: n; needed only where all columns are None.
+        others: float32 (n,), finite, of other score columns by name.
     """
 
     scores: NDArray[np.float32] | None = None
     hashes: NDArray[np.uint64] | None = None
     groups: NDArray[np.int32] | None = None
     rows: int = -1
+    others: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         sizes = {len(c) for c in (self.scores, self.hashes, self.groups) if c is not None}
+        sizes |= {len(values) for values in self.others.values()}
         if self.rows >= 0:
             sizes.add(self.rows)
         if len(sizes) != 1:
@@ -49,6 +54,20 @@ class Block:
     def need_hashes(self) -> NDArray[np.uint64]:
         """The hashes, or a ValueError where they were not read."""
         return _present(self.hashes, "hashes")
+
+    def need_other(self, name: str) -> NDArray[np.float32]:
+        """The scores of another column, or a ValueError where they were not read."""
+        return _present(self.others.get(name), name)
+
+    def take(self, chosen: NDArray[np.bool_]) -> Block:
+        """The rows of which ``chosen`` (n,) is true, with all their columns."""
+        return Block(
+            scores=None if self.scores is None else self.scores[chosen],
+            hashes=None if self.hashes is None else self.hashes[chosen],
+            groups=None if self.groups is None else self.groups[chosen],
+            rows=int(np.count_nonzero(chosen)),
+            others={name: values[chosen] for name, values in self.others.items()},
+        )
 
     def codes(self, group_count: int) -> NDArray[np.int32] | None:
         """Group codes (n,), or None where every row is in the only group.
@@ -184,6 +203,92 @@ def derived(
     return _Derived(population, groups, view, reads)
 
 
+@dataclass(frozen=True)
+class _Filtered:
+    """A population of which some rows are left out."""
+
+    source: Population
+    chosen: Callable[[Block], NDArray[np.bool_]]
+    reads: frozenset[Column]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.source.groups
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        through = _Through(kernel, _Take(self.chosen), columns)
+        return self.source.reduce(through, merge, columns | self.reads)
+
+
+@dataclass(frozen=True)
+class _Take:
+    """The rows of a block that a function chooses."""
+
+    chosen: Callable[[Block], NDArray[np.bool_]]
+
+    def __call__(self, block: Block) -> Block:
+        return block.take(self.chosen(block))
+
+
+def filtered(
+    population: Population,
+    chosen: Callable[[Block], NDArray[np.bool_]],
+    reads: frozenset[Column],
+) -> Population:
+    """The rows that ``chosen`` is true of, in the same groups.
+
+    Args:
+        population: the rows.
+        chosen: picklable; of a block with the columns ``reads``, bool (n,).
+        reads: columns that it needs.
+    """
+    return _Filtered(population, chosen, reads)
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """A population by another of its score columns."""
+
+    source: Population
+    column: str
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return self.source.groups
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        if "scores" not in columns:
+            return self.source.reduce(kernel, merge, columns)
+        through = _Through(kernel, _Swap(self.column), columns)
+        return self.source.reduce(through, merge, (columns - {"scores"}) | {self.column})
+
+
+@dataclass(frozen=True)
+class _Swap:
+    """A block with another column as its scores."""
+
+    column: str
+
+    def __call__(self, block: Block) -> Block:
+        scores = block.need_other(self.column)
+        return Block(scores, block.hashes, block.groups, block.rows, block.others)
+
+
+def scored_by(population: Population, column: str) -> Population:
+    """The same rows and groups with another score column as their scores."""
+    return _Scored(population, column)
+
+
 def group_column(population: Population) -> frozenset[Column]:
     """The column that tells groups apart, where there are several."""
     return frozenset({"groups"}) if len(population.groups) > 1 else frozenset()
@@ -196,6 +301,7 @@ def empty_block(columns: frozenset[Column]) -> Block:
         hashes=np.empty(0, np.uint64) if "hashes" in columns else None,
         groups=np.empty(0, np.int32) if "groups" in columns else None,
         rows=0,
+        others={name: np.empty(0, np.float32) for name in columns - _KNOWN},
     )
 
 
@@ -205,6 +311,7 @@ def _project(block: Block, columns: frozenset[Column]) -> Block:
         hashes=block.need_hashes() if "hashes" in columns else None,
         groups=_present(block.groups, "groups") if "groups" in columns else None,
         rows=block.rows,
+        others={name: block.need_other(name) for name in sorted(columns - _KNOWN)},
     )
 
 

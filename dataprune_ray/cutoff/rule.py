@@ -2,14 +2,15 @@
 
 A row is kept if it lies in a band of its group: its score between the band's bounds (inclusive)
 and its seeded hash at most the band's ``hash_max``. Rows that are cut as noise lie in bands of
-their own, which take precedence. Cuts, ties, random baselines and budgets per stratum are all
+their own, which take precedence, and before all of them come the screens, which look at other score
+columns. Cuts, ties, random baselines and budgets per stratum are all
 bands, so nothing is shuffled or joined to write the kept rows.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
@@ -17,68 +18,33 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dataprune_ray.cutoff.bands import (
+    Band,
+    Layer,
+    band_from_json,
+    band_to_json,
+    bounded,
+    by_group,
+    covered,
+    layers_of,
+    number,
+    of_group,
+)
 from dataprune_ray.cutoff.draw import WeightedDraw
 from dataprune_ray.cutoff.keys import HASH_MAX
 from dataprune_ray.cutoff.population import Block, Column
-from dataprune_ray.cutoff.selection import End
-
-#: Why a row was kept or dropped, by the code that ``KeepRule.reason`` gives. Codes are stored:
-#: append at the end only.
-REASONS = (
-    "kept: at or above the cutoff",
-    "kept: at or below the cutoff",
-    "kept: within the kept scores",
-    "kept: every row is",
-    "kept: tie at the cutoff, chosen by hash",
-    "kept: chosen by hash",
-    "dropped: below the cutoff",
-    "dropped: above the cutoff",
-    "dropped: between the kept scores",
-    "dropped: tie at the cutoff, not chosen by hash",
-    "dropped: not chosen by hash",
-    "dropped: nothing of its group is kept",
-    "dropped: cut as noise",
-    "kept: drawn by weight",
-    "dropped: not drawn by weight",
+from dataprune_ray.cutoff.reasons import (
+    ABOVE,
+    BELOW,
+    BETWEEN,
+    DRAWN,
+    NOISE,
+    NOT_CHOSEN,
+    NOT_DRAWN,
+    NOTHING,
 )
-_CODE = {reason: code for code, reason in enumerate(REASONS)}
-_BELOW = _CODE["dropped: below the cutoff"]
-_ABOVE = _CODE["dropped: above the cutoff"]
-_BETWEEN = _CODE["dropped: between the kept scores"]
-_NOTHING = _CODE["dropped: nothing of its group is kept"]
-_NOT_CHOSEN = _CODE["dropped: not chosen by hash"]
-_NOISE = _CODE["dropped: cut as noise"]
-_DRAWN = _CODE["kept: drawn by weight"]
-_NOT_DRAWN = _CODE["dropped: not drawn by weight"]
-
-
-def _is_float32(value: float) -> bool:
-    """Whether a float32 holds the value exactly (infinities do, NaN does not)."""
-    with np.errstate(over="ignore"):
-        return float(np.float32(value)) == value
-
-
-@dataclass(frozen=True)
-class Band:
-    """Rows of one group: an inclusive score interval and a bound on the hash.
-
-    Attributes:
-        group: group code; None for every group.
-        score_low, score_high: float32 values (``-inf`` and ``inf`` where open).
-        hash_max: 0 to ``HASH_MAX``; the latter admits every row.
-    """
-
-    group: int | None
-    score_low: float
-    score_high: float
-    hash_max: int = HASH_MAX
-
-    def __post_init__(self) -> None:
-        for bound in (self.score_low, self.score_high):
-            if not _is_float32(bound):
-                raise ValueError(f"band bound {bound!r} is not a float32")
-        if not 0 <= self.hash_max <= HASH_MAX:
-            raise ValueError(f"hash_max={self.hash_max} is not an unsigned 64-bit integer")
+from dataprune_ray.cutoff.screen import Screen, screened_by
+from dataprune_ray.cutoff.selection import End
 
 
 @dataclass(frozen=True)
@@ -94,6 +60,8 @@ class KeepRule:
         cutoffs: score of the cut by group name; None where a group keeps nothing or all by hash.
         noise: bands of the rows that are cut as noise.
         draw: where it is given, ``bands`` (not ``noise``) bound its keys instead of the scores.
+        screens: drop rows by other score columns before anything else, the first that does says
+            why.
     """
 
     bands: tuple[Band, ...]
@@ -104,6 +72,7 @@ class KeepRule:
     cutoffs: Mapping[str, float | None]
     noise: tuple[Band, ...] = ()
     draw: WeightedDraw | None = None
+    screens: tuple[Screen, ...] = ()
 
     @cached_property
     def columns(self) -> frozenset[Column]:
@@ -112,13 +81,22 @@ class KeepRule:
         bands = self.bands + self.noise
         if any(band.group is not None for band in bands) and len(self.groups) > 1:
             needed.add("groups")
-        if any(_bounded(band) for band in bands):
+        if any(bounded(band) for band in bands):
             needed.add("scores")
         if any(band.hash_max < HASH_MAX for band in bands):
             needed.add("hashes")
         if self.draw is not None:
             needed |= {"scores", "hashes"}
-        return frozenset(needed)
+        return frozenset(needed).union(*(screen.reads for screen in self.screens))
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """Score columns besides ``metric`` that the screens look at."""
+        return tuple(dict.fromkeys(screen.column for screen in self.screens))
+
+    def screened(self, block: Block) -> NDArray[np.bool_]:
+        """Which rows (n,) a screen drops."""
+        return screened_by(self.screens, block) > 0
 
     def apply(self, block: Block) -> NDArray[np.bool_]:
         """Which rows are kept, bool (n,); the cost does not grow with the number of groups.
@@ -128,23 +106,33 @@ class KeepRule:
         """
         codes = self._codes(block)
         view = block if self.draw is None else self.draw(block)
-        kept = _covered(self._layers, view, codes)
-        return kept & ~_covered(self._noise_layers, block, codes) if self.noise else kept
+        kept = covered(self._layers, view, codes)
+        if self.noise:
+            kept &= ~covered(self._noise_layers, block, codes)
+        return kept & ~self.screened(block) if self.screens else kept
 
     def reason(self, block: Block) -> NDArray[np.int8]:
         """Why each row is kept or dropped: int8 (n,), positions in ``REASONS``."""
+        reasons = self._unscreened_reason(block)
+        if not self.screens:
+            return reasons
+        first = screened_by(self.screens, block)
+        table = np.array([0, *(screen.reason for screen in self.screens)], np.int8)
+        return np.where(first > 0, table[first], reasons)
+
+    def _unscreened_reason(self, block: Block) -> NDArray[np.int8]:
         codes = self._codes(block)
-        noise = _covered(self._noise_layers, block, codes)
+        noise = covered(self._noise_layers, block, codes)
         if self.draw is not None:
-            drawn = np.where(self.apply(block), np.int8(_DRAWN), np.int8(_NOT_DRAWN))
-            return np.where(noise, np.int8(_NOISE), drawn)
+            drawn = np.where(self.apply(block), np.int8(DRAWN), np.int8(NOT_DRAWN))
+            return np.where(noise, np.int8(NOISE), drawn)
         reasons = self._outside(block, codes)
         admitted = [(layer, *layer.admits(block, codes)) for layer in self._layers]
         for layer, by_score, _ in admitted:
-            reasons = np.where(by_score, _of_group(layer.missed, codes), reasons)
+            reasons = np.where(by_score, of_group(layer.missed, codes), reasons)
         for layer, by_score, by_hash in admitted:
-            reasons = np.where(by_score & by_hash, _of_group(layer.kept, codes), reasons)
-        return np.where(noise, np.int8(_NOISE), reasons)
+            reasons = np.where(by_score & by_hash, of_group(layer.kept, codes), reasons)
+        return np.where(noise, np.int8(NOISE), reasons)
 
     def weights(self, block: Block) -> NDArray[np.float32]:
         """Weights (n,) for training on the kept rows: inverse probabilities of a draw, else 1."""
@@ -159,26 +147,27 @@ class KeepRule:
         Infinite bounds become strings, hashes 16 hex digits (JSON numbers are not 64-bit safe).
         """
         return {
-            "bands": [_band_to_json(band) for band in self.bands],
+            "bands": [band_to_json(band) for band in self.bands],
             "groups": list(self.groups),
             "metric": self.metric,
             "end": self.end,
             "explanation": self.explanation,
-            "cutoffs": {name: _number(value) for name, value in self.cutoffs.items()},
-            "noise": [_band_to_json(band) for band in self.noise],
+            "cutoffs": {name: number(value) for name, value in self.cutoffs.items()},
+            "noise": [band_to_json(band) for band in self.noise],
             "draw": None if self.draw is None else self.draw.to_json(),
+            "screens": [screen.to_json() for screen in self.screens],
         }
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
-        """The rule that ``to_json`` described; of an earlier version, without noise or draw, too.
+        """The rule that ``to_json`` described; of an earlier version, without what came later, too.
 
         Raises:
             ValueError: a bound is not a float32 or a hash not 64 bits.
         """
         draw = value.get("draw")
         return cls(
-            bands=tuple(map(_band_from_json, value["bands"])),
+            bands=tuple(map(band_from_json, value["bands"])),
             groups=tuple(value["groups"]),
             metric=value["metric"],
             end=value["end"],
@@ -187,8 +176,9 @@ class KeepRule:
                 name: None if cutoff is None else float(cutoff)
                 for name, cutoff in value["cutoffs"].items()
             },
-            noise=tuple(map(_band_from_json, value.get("noise", ()))),
+            noise=tuple(map(band_from_json, value.get("noise", ()))),
             draw=None if draw is None else WeightedDraw.from_json(draw),
+            screens=tuple(map(Screen.from_json, value.get("screens", ()))),
         )
 
     @property
@@ -201,15 +191,15 @@ class KeepRule:
 
     @cached_property
     def _by_group(self) -> list[list[Band]]:
-        return _by_group(self.bands, self._width)
+        return by_group(self.bands, self._width)
 
     @cached_property
-    def _layers(self) -> list[_Layer]:
-        return _layers(self._by_group)
+    def _layers(self) -> list[Layer]:
+        return layers_of(self._by_group)
 
     @cached_property
-    def _noise_layers(self) -> list[_Layer]:
-        return _layers(_by_group(self.noise, self._width))
+    def _noise_layers(self) -> list[Layer]:
+        return layers_of(by_group(self.noise, self._width))
 
     def _outside(self, block: Block, codes: NDArray[np.int32] | None) -> NDArray[np.int8]:
         """Reasons of rows whose score is in no band of their group."""
@@ -218,130 +208,14 @@ class KeepRule:
         names = self.groups if self._width > 1 else ("",)
         by_hash = [self.cutoffs.get(name, math.nan) is None for name in names]
         inner = [
-            _NOTHING if not bands else _NOT_CHOSEN if chance else _BETWEEN
+            NOTHING if not bands else NOT_CHOSEN if chance else BETWEEN
             for bands, chance in zip(self._by_group, by_hash, strict=True)
         ]
-        reasons = np.full(block.rows, _of_group(np.array(inner, np.int8), codes), np.int8)
+        reasons = np.full(block.rows, of_group(np.array(inner, np.int8), codes), np.int8)
         if "scores" not in self.columns:
             return reasons
         scores = block.need_scores()
-        by_score = ~_of_group(np.array(by_hash), codes)
-        below = by_score & (scores < _of_group(np.array(lowest, np.float32), codes))
-        above = by_score & (scores > _of_group(np.array(highest, np.float32), codes))
-        return np.where(below, np.int8(_BELOW), np.where(above, np.int8(_ABOVE), reasons))
-
-
-#: Admits no row: fills the layers of groups with fewer bands.
-_EMPTY = Band(None, math.inf, -math.inf, 0)
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One band of each group (G,), as arrays; None where no band of the layer has that bound."""
-
-    low: NDArray[np.float32] | None
-    high: NDArray[np.float32] | None
-    hash_max: NDArray[np.uint64] | None
-    kept: NDArray[np.int8]
-    missed: NDArray[np.int8]
-    empty: NDArray[np.bool_] | None  # groups that have no band in this layer
-
-    @classmethod
-    def of(cls, bands: list[Band]) -> _Layer:
-        empty = np.array([b is _EMPTY for b in bands])
-        low = np.array([-np.inf if b is _EMPTY else b.score_low for b in bands], np.float32)
-        high = np.array([np.inf if b is _EMPTY else b.score_high for b in bands], np.float32)
-        hash_max = np.array([b.hash_max for b in bands], np.uint64)
-        limited = any(b.hash_max < HASH_MAX for b in bands if b is not _EMPTY)
-        reasons = [_band_reasons(b) for b in bands]
-        return cls(
-            low=low if (low > -np.inf).any() else None,
-            high=high if (high < np.inf).any() else None,
-            hash_max=hash_max if limited else None,
-            kept=np.array([kept for kept, _ in reasons], np.int8),
-            missed=np.array([missed for _, missed in reasons], np.int8),
-            empty=empty if empty.any() else None,
-        )
-
-    def admits(
-        self, block: Block, codes: NDArray[np.int32] | None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-        """Whether each row (n,) lies in the score interval, and whether the hash is low enough."""
-        by_score = np.ones(block.rows, np.bool_)
-        by_hash = np.ones(block.rows, np.bool_)
-        if self.empty is not None:
-            by_score &= ~_of_group(self.empty, codes)
-        if self.low is not None:
-            by_score &= block.need_scores() >= _of_group(self.low, codes)
-        if self.high is not None:
-            by_score &= block.need_scores() <= _of_group(self.high, codes)
-        if self.hash_max is not None:
-            by_hash = block.need_hashes() <= _of_group(self.hash_max, codes)
-        return by_score, by_hash
-
-
-def _by_group(bands: tuple[Band, ...], width: int) -> list[list[Band]]:
-    """The bands of each group; a band of every group is in each list."""
-    lists: list[list[Band]] = [[] for _ in range(width)]
-    for band in bands:
-        for own in lists if band.group is None else [lists[band.group]]:
-            own.append(band)
-    return lists
-
-
-def _layers(by_group: list[list[Band]]) -> list[_Layer]:
-    """The n-th band of every group, for each n: as many layers as a group has bands."""
-    depth = max(map(len, by_group), default=0)
-    filled = [bands + [_EMPTY] * (depth - len(bands)) for bands in by_group]
-    return [_Layer.of([bands[n] for bands in filled]) for n in range(depth)]
-
-
-def _covered(
-    layers: list[_Layer], block: Block, codes: NDArray[np.int32] | None
-) -> NDArray[np.bool_]:
-    """Which rows (n,) lie in a band."""
-    covered = np.zeros(block.rows, np.bool_)
-    for layer in layers:
-        by_score, by_hash = layer.admits(block, codes)
-        covered |= by_score & by_hash
-    return covered
-
-
-def _band_reasons(band: Band) -> tuple[int, int]:
-    """Codes for a row that the band keeps, and for one in its interval whose hash is too high."""
-    if band.hash_max < HASH_MAX:
-        if band.score_low == band.score_high:
-            tie = _CODE["dropped: tie at the cutoff, not chosen by hash"]
-            return _CODE["kept: tie at the cutoff, chosen by hash"], tie
-        return _CODE["kept: chosen by hash"], _NOT_CHOSEN
-    kept = {
-        (False, False): "kept: every row is",
-        (True, False): "kept: at or above the cutoff",
-        (False, True): "kept: at or below the cutoff",
-        (True, True): "kept: within the kept scores",
-    }[band.score_low > -math.inf, band.score_high < math.inf]
-    return _CODE[kept], _NOT_CHOSEN
-
-
-def _bounded(band: Band) -> bool:
-    return band.score_low > -math.inf or band.score_high < math.inf
-
-
-def _of_group(values: NDArray[Any], codes: NDArray[np.int32] | None) -> Any:
-    """The value of each row's group: an array (n,), or a scalar where all rows are one group."""
-    return values[0] if codes is None else values[codes]
-
-
-def _band_to_json(band: Band) -> list[Any]:
-    low, high = _number(band.score_low), _number(band.score_high)
-    return [band.group, low, high, f"{band.hash_max:016x}"]
-
-
-def _band_from_json(value: Sequence[Any]) -> Band:
-    group, low, high, hash_max = value
-    return Band(group, float(low), float(high), int(hash_max, 16))
-
-
-def _number(value: float | None) -> float | str | None:
-    """A JSON number, or 'inf' and '-inf', which strict JSON has no numbers for."""
-    return value if value is None or math.isfinite(value) else str(value)
+        by_score = ~of_group(np.array(by_hash), codes)
+        below = by_score & (scores < of_group(np.array(lowest, np.float32), codes))
+        above = by_score & (scores > of_group(np.array(highest, np.float32), codes))
+        return np.where(below, np.int8(BELOW), np.where(above, np.int8(ABOVE), reasons))

@@ -111,4 +111,5 @@ def _quality(run: FinishedRun, row: Located) -> dict[str, object]:
     if not exists(path):
         return {}
     values = row_at(path, row.position)
-    return {name: value for name, value in values.items() if name not in _SHARED}
+    known = _SHARED | set(run.metrics)
+    return {name: value for name, value in values.items() if name not in known}

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import HASH_MAX, Band, Block, pooled
+from dataprune_ray.cutoff import HASH_MAX, Band, Block, Screen, pooled
+from dataprune_ray.cutoff.screen import screened_by
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.explaining.locating import Located, row_at
 from dataprune_ray.explaining.ranks import Counts
 from dataprune_ray.explaining.records import Decision
 from dataprune_ray.explaining.runs import FinishedRun
 from dataprune_ray.io.filesystems import redact
-from dataprune_ray.strategies.base import without
+from dataprune_ray.strategies.base import superlative, without
 
 
 def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
@@ -32,6 +34,9 @@ def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
             f"{redact(path)}: row {row.decided} is {stored[schema.FILE]}:{stored[schema.ROW]}, the "
             f"score table has {row.file}:{row.row} there; run the job again with --overwrite"
         )
+    first = int(screened_by(run.rule.screens, row.one())[0])
+    if first:
+        return _screened(run, row, counts, run.rule.screens[first - 1], stored)
     score = float(row.one().need_scores()[0])
     place = int(row.one().need_hashes()[0])
     bands, noise = _of_row(run.rule.bands, run, row), _of_row(run.rule.noise, run, row)
@@ -61,6 +66,33 @@ def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
         ranked=ranked,
         hash_share=place / HASH_MAX,
         hash_limit=None if hash_max is None else hash_max / HASH_MAX,
+    )
+
+
+def _screened(
+    run: FinishedRun, row: Located, counts: Counts, screen: Screen, stored: dict[str, Any]
+) -> Decision:
+    """The decision about a row that a screen dropped, by the screen's own column."""
+    score = row.scores[screen.column]
+    cutoff = _nearest(score, [bound for band in screen.bands for bound in _bounds(band)])
+    place = int(row.one().need_hashes()[0])
+    ties = [b.hash_max for b in screen.bands if _holds(b, score) and b.hash_max < HASH_MAX]
+    rank, rows = counts.place(screen.column, screen.end)
+    return Decision(
+        kept=bool(stored[schema.KEPT]),
+        reason=stored[schema.REASON],
+        weight=float(stored[schema.WEIGHT]),
+        strategy=run.strategy.name,
+        rule=run.rule.explanation,
+        metric=screen.column,
+        cutoff=cutoff,
+        distance=None if cutoff is None else score - cutoff,
+        rank=rank,
+        rows=rows,
+        ranked=f"by {screen.column}, {superlative(screen.end)} first",
+        hash_share=place / HASH_MAX,
+        hash_limit=max(ties) / HASH_MAX if ties else None,
+        screened=True,
     )
 
 
@@ -117,6 +149,6 @@ def _draw_rank(run: FinishedRun, row: Located) -> tuple[int, int, str]:
         before = (keys > key) | ((keys == key) & (hashes < place))
         return np.array([np.count_nonzero(before), block.rows], np.int64)
 
-    rest = without(pooled(run.population), run.rule.noise)
+    rest = without(pooled(run.ranked), run.rule.noise)
     found = rest.reduce(ahead, np.add, frozenset({"scores", "hashes"}))
     return 1 + int(found[0]), int(found[1]), "by the key of the weighted draw, highest first"

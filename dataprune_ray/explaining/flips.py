@@ -16,6 +16,7 @@ from dataprune_ray.explaining.locating import Located
 from dataprune_ray.explaining.ranks import Counts
 from dataprune_ray.explaining.records import Decision, Flip
 from dataprune_ray.explaining.runs import FinishedRun
+from dataprune_ray.strategies import compile_rule
 
 #: Fractions that are tried in tenths where neither end of the range turns the decision.
 _TENTHS = range(1, 10)
@@ -40,7 +41,7 @@ class Recompiler:
             run = self.run
             config = run.select.model_copy(update={"keep": keep})
             try:
-                found = run.strategy.compile(run.population, config, run.info)
+                found = compile_rule(run.strategy, run.population, config, run.info).rule
             except ConfigError:
                 found = None
             self._rules[keep] = found
@@ -60,6 +61,8 @@ def flip_of(
     run: FinishedRun, row: Located, decision: Decision, counts: Counts, recompiler: Recompiler
 ) -> Flip:
     """The fraction nearest to the run's that decides the row the other way."""
+    if decision.screened:
+        return Flip(None, None, f"none: {decision.reason}, before keep is looked at")
     if not run.strategy.uses_keep:
         advice = f"{run.strategy.name} does not look at it"
         return Flip(None, None, f"none: {decision.reason}, whatever keep is: {advice}")
@@ -94,6 +97,8 @@ def _by_rank(
         ranks = [counts.score_rank(end, in_class=in_class, ties=ties) for ties in (True, False)]
     for rank in dict.fromkeys(ranks):
         share = Fraction(2 * rank - 1, 2 * counts.rows(in_class=in_class))
+        if run.rule.screens:  # keep counts all rows, the strategy ranks those that are left
+            share = Fraction(2 * math.ceil(share * counts.left) - 1, 2 * counts.scored)
         step = math.ceil(share * recompiler.steps)
         if recompiler.kept(step, row) is True and recompiler.kept(step - 1, row) is False:
             return (step - 1, step) if kept else (step, step - 1)

@@ -206,6 +206,7 @@ def _read(run: FinishedRun, asked: str, hit: _Hit) -> Located:
         scores=np.array([scores[run.metric]], np.float32),
         hashes=seeded_hash(identity, run.config.select.seed),
         groups=np.array([code], np.int32),
+        others={name: np.array([score], np.float32) for name, score in scores.items()},
     )
     return Located(*where, label, None, raw, scores, values[schema.ROW_HASH], block)
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import End, seeded_hash
+from dataprune_ray.cutoff import Block, End, seeded_hash
 from dataprune_ray.explaining.locating import Located
 from dataprune_ray.explaining.records import ScoreRank
 from dataprune_ray.explaining.runs import FinishedRun, in_shares
@@ -23,37 +23,59 @@ from dataprune_ray.io.filesystems import open_input
 _BATCH_ROWS = 1 << 16
 #: What is counted before the pairs (below, equal) of each metric.
 _ROWS, _HASH_BEFORE, _TIES_BEFORE, _METRICS = range(4)
+#: Scopes of the counts: all rows and the row's class, then what screens leave of both.
+_LEFT = 2
 
 
 @dataclass(frozen=True, eq=False)
 class Counts:
     """Where a row stands among the scored rows.
 
-    ``table`` int64 (2, 3 + 2 M): of all rows, and of those of the row's class (zeros without
-    classes), how many there are, how many have a lower hash, how many an equal deciding score and
-    a lower hash; then for each of the M metrics how many score below it and how many the same.
+    ``table`` int64 (4, 3 + 2 M): of all rows, of those of the row's class (zeros without classes),
+    and of both only those that no screen drops, how many there are, how many have a lower hash,
+    how many an equal deciding score and a lower hash; then for each of the M metrics how many
+    score below it and how many the same.
     """
 
     metrics: tuple[str, ...]
     table: npt.NDArray[np.int64]
 
+    @property
+    def scored(self) -> int:
+        """How many rows have scores."""
+        return int(self.table[0, _ROWS])
+
+    @property
+    def left(self) -> int:
+        """How many of them no screen drops."""
+        return int(self.table[_LEFT, _ROWS])
+
     def rows(self, *, in_class: bool) -> int:
-        """How many rows are ranked."""
-        return int(self.table[int(in_class), _ROWS])
+        """How many rows the strategy ranks."""
+        return int(self.table[_LEFT + in_class, _ROWS])
 
     def hash_rank(self, *, in_class: bool) -> int:
-        """Place by ascending seeded hash, 1 first."""
-        return 1 + int(self.table[int(in_class), _HASH_BEFORE])
+        """Place by ascending seeded hash among the rows that the strategy ranks, 1 first."""
+        return 1 + int(self.table[_LEFT + in_class, _HASH_BEFORE])
 
     def score_rank(self, end: End, *, in_class: bool, ties: bool = True) -> int:
-        """Place by deciding score from ``end``, 1 first; ties by hash, or the first of them."""
-        rows, _, before, below, equal = map(int, self.table[int(in_class), :5])
+        """Place by deciding score from ``end``, 1 first; ties by hash, or the first of them.
+
+        Among the rows that the strategy ranks.
+        """
+        rows, _, before, below, equal = map(int, self.table[_LEFT + in_class, :5])
         better = below if end == "low" else rows - below - equal
         return 1 + better + (before if ties else 0)
 
+    def place(self, metric: str, end: End) -> tuple[int, int]:
+        """Place by any metric from ``end``, 1 for all that tie first, and how many rows have it."""
+        at = _METRICS + 2 * self.metrics.index(metric)
+        rows, below, equal = (int(self.table[0, column]) for column in (_ROWS, at, at + 1))
+        return 1 + (below if end == "low" else rows - below - equal), rows
+
     def of(self, metric: str, score: float) -> ScoreRank:
         """The row's percentiles by a metric."""
-        whole, own = (self._percentile(scope, metric) for scope in self.table)
+        whole, own = (self._percentile(scope, metric) for scope in self.table[:_LEFT])
         if whole is None:
             raise ValueError("a scored row is counted at least once")
         return ScoreRank(metric, score, whole, own)
@@ -76,15 +98,18 @@ def count(run: FinishedRun, rows: Sequence[Located]) -> list[Counts]:
 def _count_files(
     run: FinishedRun, rows: Sequence[Located], names: Sequence[str]
 ) -> npt.NDArray[np.int64]:
-    """Counts (rows, 2, 3 + 2 M) over some score files."""
-    total = np.zeros((len(rows), 2, _METRICS + 2 * len(run.metrics)), np.int64)
+    """Counts (rows, 4, 3 + 2 M) over some score files."""
+    total = np.zeros((len(rows), 2 * _LEFT, _METRICS + 2 * len(run.metrics)), np.int64)
     for name in names:
         for batch in _good_rows(run, name):
             hashes = batch.column(schema.ROW_HASH).to_numpy(zero_copy_only=False)
             seeded = seeded_hash(hashes, run.config.select.seed)
             scores = [batch.column(m).to_numpy(zero_copy_only=False) for m in run.metrics]
+            others = dict(zip(run.metrics, scores, strict=True))
+            left = ~run.rule.screened(Block(scores[0], seeded, others=others))
+            labels = batch.column(schema.LABEL)
             for position, row in enumerate(rows):
-                total[position] += _stand(run, row, seeded, scores, batch.column(schema.LABEL))
+                total[position] += _stand(run, row, seeded, scores, labels, left)
     return total
 
 
@@ -101,17 +126,19 @@ def _stand(
     hashes: npt.NDArray[np.uint64],
     scores: list[npt.NDArray[np.float32]],
     labels: Any,
+    left: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int64]:
-    """How one batch stands to one row: (2, 3 + 2 M)."""
+    """How one batch, of which some rows are ``left`` (n,), stands to one row: (4, 3 + 2 M)."""
     earlier = hashes < row.one().need_hashes()[0]
     own = [np.float32(row.scores[name]) for name in run.metrics]
     tests = [np.ones(len(hashes), np.bool_), earlier, earlier & (scores[0] == own[0])]
     for values, score in zip(scores, own, strict=True):
         tests += [values < score, values == score]
     stacked = np.stack(tests)  # (3 + 2 M, n)
-    found = np.zeros((2, len(tests)), np.int64)
-    found[0] = stacked.sum(axis=1)
+    found = np.zeros((2 * _LEFT, len(tests)), np.int64)
+    found[0], found[_LEFT] = stacked.sum(axis=1), stacked[:, left].sum(axis=1)
     if run.classed:
         same = pc.equal(labels, pa.scalar(row.raw_label, labels.type))
-        found[1] = stacked[:, same.fill_null(False).to_numpy(zero_copy_only=False)].sum(axis=1)
+        own = same.fill_null(False).to_numpy(zero_copy_only=False)
+        found[1], found[_LEFT + 1] = (stacked[:, m].sum(axis=1) for m in (own, own & left))
     return found

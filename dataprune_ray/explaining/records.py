@@ -41,6 +41,7 @@ class Decision:
         ranked: what is ranked by what, in words.
         hash_share: the row's seeded hash as a share of all hashes, 0 to 1.
         hash_limit: share of hashes that is kept around the row's score; None where all are.
+        screened: the row was dropped before the strategy looked at the rest, by ``metric``.
     """
 
     kept: bool
@@ -56,6 +57,7 @@ class Decision:
     ranked: str
     hash_share: float
     hash_limit: float | None
+    screened: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 
 from dataprune_ray.config import PruneConfig, SelectConfig
-from dataprune_ray.cutoff import KeepRule
+from dataprune_ray.cutoff import NOISE, KeepRule, Population, unscreened
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import LabelSpec
@@ -19,7 +19,7 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, list_names, redact
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.io.scores import FilePopulation, saved_plan
-from dataprune_ray.metrics import get_metric
+from dataprune_ray.metrics import METRICS, get_metric
 from dataprune_ray.strategies import ScoreInfo, Strategy, get_strategy
 
 T = TypeVar("T")
@@ -75,10 +75,13 @@ class FinishedRun:
 
     @property
     def select(self) -> SelectConfig:
-        """The settings of the cut, with the strategy and the fraction that were used."""
+        """The settings of the cut, with the strategy and the shares that were used."""
         keep = self.manifest["keep"]["requested"]
         used = self.config.select
+        tuned = self.manifest.get("tuned") or {}
         changes = {
+            **(self.manifest.get("estimated") or {}),
+            **({"beta": tuned["beta"]} if "beta" in tuned else {}),
             "strategy": self.manifest["strategy"],
             "keep": used.keep if keep is None else keep,
         }
@@ -86,13 +89,17 @@ class FinishedRun:
 
     @property
     def info(self) -> ScoreInfo:
-        """What strategies may know about the deciding metric."""
+        """What strategies may know about the metrics."""
         metric = get_metric(self.metric)
-        return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high)
+        noise = None
+        for screen in self.rule.screens:
+            end = METRICS[screen.column].noise_end if screen.reason == NOISE else None
+            noise = noise if end is None else (screen.column, end)
+        return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high, noise)
 
     @property
     def population(self) -> FilePopulation:
-        """The scored rows, as the strategy saw them."""
+        """The scored rows, in the strategy's groups."""
         grouped = self.strategy.needs_labels
         return FilePopulation(
             paths=[self.score_file(fragment.name) for fragment in self.fragments],
@@ -101,6 +108,11 @@ class FinishedRun:
             groups=self.rule.groups if grouped else UNGROUPED,
             seed=self.config.select.seed,
         )
+
+    @property
+    def ranked(self) -> Population:
+        """The rows that the strategy looked at: those that no screen drops."""
+        return unscreened(self.population, self.rule.screens)
 
     def score_file(self, fragment: str) -> str:
         """Path of a fragment's score file."""

@@ -75,6 +75,11 @@ class ScoreView:
     columns: frozenset[Column]
     where: RowFilter | None = None
 
+    @property
+    def others(self) -> list[str]:
+        """Score columns that the blocks hold by name."""
+        return sorted(self.columns - {"scores", "hashes", "groups"})
+
     def names(self) -> list[str]:
         """Columns of the file that the blocks are made of."""
         names = [schema.ERROR]
@@ -84,6 +89,7 @@ class ScoreView:
             names.append(schema.ROW_HASH)
         if "groups" in self.columns and self.group_column is not None:
             names.append(self.group_column)
+        names += self.others
         if self.where is not None:
             names += self.where.columns
         return list(dict.fromkeys(names))
@@ -206,7 +212,8 @@ def _block(batch: Any, view: ScoreView, codes: Mapping[str, int], path: str) -> 
         groups = group_codes(batch.column(view.group_column), codes, path)
     elif "groups" in view.columns:
         groups = np.zeros(batch.num_rows, np.int32)
-    return Block(scores, hashes, groups, batch.num_rows)
+    others = {name: _scores(batch.column(name), name, path) for name in view.others}
+    return Block(scores, hashes, groups, batch.num_rows, others)
 
 
 def _scores(column: Any, metric: str, path: str) -> NDArray[np.float32]:

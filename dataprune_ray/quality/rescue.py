@@ -38,7 +38,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Eligible:
-    """Which rows could be rescued: dropped by ``plain``, beyond ``fence``, and consistent."""
+    """Which rows could be rescued: dropped by ``plain``, beyond ``fence``, and consistent.
+
+    What is cut as noise before any strategy, and duplicates, are not.
+    """
 
     plain: KeepRule
     fence: float
@@ -46,7 +49,7 @@ class Eligible:
     def apply(self, block: Block, evidence: Evidence) -> NDArray[np.bool_]:
         """Which rows of a block with the deciding scores are eligible: bool (n,)."""
         far = evidence.consistent & (evidence.distance > self.fence)
-        return np.asarray(far & ~self.plain.apply(block))
+        return np.asarray(far & ~self.plain.apply(block) & ~self.plain.screened(block))
 
 
 @dataclass(frozen=True)

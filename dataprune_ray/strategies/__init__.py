@@ -8,16 +8,25 @@ from __future__ import annotations
 
 from dataprune_ray.errors import UnknownNameError
 from dataprune_ray.strategies.balanced import CLASS_BALANCED, RANDOM_BALANCED
-from dataprune_ray.strategies.base import ScoreInfo, Strategy, check_beta
+from dataprune_ray.strategies.base import ScoreInfo, Strategy
 from dataprune_ray.strategies.mean_ratio import MEAN_RATIO
 from dataprune_ray.strategies.ratio import QUANTILE, RATIO
+from dataprune_ray.strategies.screening import check_shares, compile_rule, extra_metrics
 from dataprune_ray.strategies.stratified import STRATIFIED
 from dataprune_ray.strategies.threshold import MAX_FRACTION, MEAN, THRESHOLD
 from dataprune_ray.strategies.uniform import RANDOM
 from dataprune_ray.strategies.weighted import WEIGHTED
 from dataprune_ray.strategies.window import WINDOW
 
-__all__ = ["STRATEGIES", "ScoreInfo", "Strategy", "check_beta", "get_strategy"]
+__all__ = [
+    "STRATEGIES",
+    "ScoreInfo",
+    "Strategy",
+    "check_shares",
+    "compile_rule",
+    "extra_metrics",
+    "get_strategy",
+]
 
 STRATEGIES: dict[str, Strategy] = {
     "ratio": RATIO,

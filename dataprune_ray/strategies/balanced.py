@@ -84,7 +84,7 @@ def _explanation(
 ) -> str:
     chosen = f"with the {superlative(end)} {info.metric}" if end else "chosen by hash"
     if any(noise):
-        chosen += f" after {config.beta:.6g} of the class, {sum(noise):,} rows, is cut as noise"
+        chosen += f" after {config.beta} of the class, {sum(noise):,} rows, is cut as noise"
     sentence = f"Keep {config.keep:.6g} of each of {len(sizes):,} classes: exactly "
     sentence += f"{sum(quotas):,} of {sum(sizes):,} rows, those {chosen}"
     if config.class_floor:

@@ -9,8 +9,9 @@ from fractions import Fraction
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dataprune_ray.config import SelectConfig
+from dataprune_ray.config import AUTO, SelectConfig
 from dataprune_ray.cutoff import (
     HASH_MAX,
     Band,
@@ -19,8 +20,8 @@ from dataprune_ray.cutoff import (
     End,
     KeepRule,
     Population,
-    derived,
     exact_cut,
+    filtered,
     group_counts,
     pooled,
 )
@@ -37,12 +38,14 @@ class ScoreInfo:
         metric: name of the score column.
         polarity: the end worth keeping; "none" where the metric has no better end.
         low, high: range the metric can take; infinite where open.
+        noise: score column that noise is cut by, and the end where it gathers; None: no such.
     """
 
     metric: str
     polarity: Literal["high", "low", "none"]
     low: float = -math.inf
     high: float = math.inf
+    noise: tuple[str, End] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,13 +86,25 @@ def decimal_fraction(value: float) -> Fraction:
     return Fraction(repr(float(value)))
 
 
+def noise_share(config: SelectConfig, name: Literal["beta", "noise_cut"]) -> Fraction:
+    """A share that is cut as noise.
+
+    Raises:
+        ValueError: it is still to be estimated.
+    """
+    value = getattr(config, name)
+    if value == AUTO:
+        raise ValueError(f"{name} is estimated before anything is cut")
+    return decimal_fraction(value)
+
+
 def check_beta(config: SelectConfig) -> None:
     """Refuse a noise share that leaves fewer rows than are to be kept.
 
     Raises:
         ConfigError: ``beta + keep`` exceeds 1.
     """
-    beta, keep = decimal_fraction(config.beta), decimal_fraction(config.keep)
+    beta, keep = noise_share(config, "beta"), decimal_fraction(config.keep)
     if beta + keep > 1:
         raise ConfigError(
             "beta",
@@ -104,7 +119,7 @@ def noise_rows(config: SelectConfig, rows: int, quota: int) -> int:
 
     Where rounding, or a floor per class, would leave fewer than ``quota``, all but ``quota``.
     """
-    return min(share_of(decimal_fraction(config.beta), rows), rows - quota)
+    return min(share_of(noise_share(config, "beta"), rows), rows - quota)
 
 
 @dataclass(frozen=True)
@@ -165,22 +180,17 @@ def without(population: Population, noise: tuple[Band, ...]) -> Population:
     if not noise:
         return population
     rule = KeepRule(noise, population.groups, "", None, "", {})
-    return derived(population, population.groups, _Outside(rule), rule.columns)
+    return filtered(population, _Outside(rule), rule.columns)
 
 
 @dataclass(frozen=True)
 class _Outside:
-    """The rows of a block that a rule does not keep."""
+    """Which rows of a block a rule does not keep."""
 
     rule: KeepRule
 
-    def __call__(self, block: Block) -> Block:
-        left = ~self.rule.apply(block)
-        return Block(
-            scores=None if block.scores is None else block.scores[left],
-            hashes=None if block.hashes is None else block.hashes[left],
-            rows=int(np.count_nonzero(left)),
-        )
+    def __call__(self, block: Block) -> NDArray[np.bool_]:
+        return ~self.rule.apply(block)
 
 
 def kept_end(config: SelectConfig, info: ScoreInfo) -> End:

@@ -23,7 +23,16 @@ from dataprune_ray.arms import (
     random_rule,
 )
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import Band, Block, KeepRule, MemoryPopulation, kept_counts, seeded_hash
+from dataprune_ray.cutoff import (
+    NOISE,
+    Band,
+    Block,
+    KeepRule,
+    MemoryPopulation,
+    Screen,
+    kept_counts,
+    seeded_hash,
+)
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.strategies.base import ScoreInfo
 from dataprune_ray.strategies.weighted import weighted
@@ -98,6 +107,19 @@ def test_a_rule_is_applied_with_its_groups(tmp_path):
     rule = KeepRule((Band(1, 3.0, np.inf),), ("0", "1"), "loss", "high", "", {"0": None, "1": 3.0})
     arm = Arm("pruned", write_scores(tmp_path), ("f",), rule=rule, grouped=True)
     assert kept_hashes(arm, "f").tolist() == [13, 15]
+
+
+def test_a_rule_that_screens_reads_its_other_columns(tmp_path):
+    scores = write_scores(tmp_path)
+    path = tmp_path / "scores" / "f.parquet"
+    table = pq.read_table(path)
+    table = table.append_column("aum", pa.array([5.0, 0.5, None, 1.0, 3.0, 0.25], pa.float32()))
+    pq.write_table(table, path)
+    screen = Screen("aum", (Band(None, -np.inf, 0.5),), NOISE, "")
+    rule = KeepRule((Band(None, 1.0, np.inf),), ("",), "loss", "high", "", {}, screens=(screen,))
+    assert kept_hashes(Arm("pruned", scores, ("f",), rule=rule), "f").tolist() == [13, 14]
+    by_hash = KeepRule((Band(None, -np.inf, np.inf),), ("",), "", None, "", {}, screens=(screen,))
+    assert kept_hashes(Arm("random", scores, ("f",), rule=by_hash), "f").tolist() == [10, 13, 14]
 
 
 def write_decisions(folder, kept, weights):

@@ -36,6 +36,13 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     assert not config.write.overwrite
 
 
+def test_a_share_is_a_number_or_a_word():
+    assert parse("--noise-cut", "0.2", "--beta", "auto").select.noise_cut == 0.2
+    assert parse("--noise-cut", "auto").select.noise_cut == "auto"
+    with pytest.raises(ConfigError, match="noise_cut='most'"):
+        parse("--noise-cut", "most")
+
+
 def test_every_field_is_a_flag():
     values = {
         "bool": "",
@@ -50,7 +57,7 @@ def test_every_field_is_a_flag():
             if kind.startswith("tuple[typing.Literal"):
                 value = get_args(get_args(field.annotation)[0])[0]
             elif "Literal" in kind:
-                value = field.default
+                value = str(field.default)
             else:
                 value = next((v for k, v in values.items() if k in kind), "x")
             value = "2%" if name == "max_bad_rows" else value

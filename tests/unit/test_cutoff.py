@@ -440,7 +440,7 @@ class TestKeepRule:
         bands = (Band(None, 0.5, math.inf), Band(None, 0.25, 0.25, 255))
         rule = KeepRule.from_json(saved)
         assert rule == KeepRule(bands, ("",), "el2n", "high", "Keep some.", {"": 0.25})
-        assert rule.to_json() == {**saved, "noise": [], "draw": None}
+        assert rule.to_json() == {**saved, "noise": [], "draw": None, "screens": []}
 
     def test_stored_codes_never_change(self):
         assert REASONS[11:] == (
@@ -448,6 +448,7 @@ class TestKeepRule:
             "dropped: cut as noise",
             "kept: drawn by weight",
             "dropped: not drawn by weight",
+            "dropped: duplicate of a kept row",
         )
         assert REASONS[:3] == (
             "kept: at or above the cutoff",

@@ -24,11 +24,11 @@ from dataprune_ray.explaining import explain, neighbours
 from dataprune_ray.features import FeatureSpec, LabelSpec
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.identity import position_hashes
-from dataprune_ray.strategies import STRATEGIES, ScoreInfo
+from dataprune_ray.strategies import STRATEGIES, ScoreInfo, compile_rule
 
 ROOT = Path(__file__).parents[2]
 METRICS = ("el2n", "margin")
-INFO = ScoreInfo("el2n", "high", 0.0, 1.0)
+INFO = ScoreInfo("el2n", "high", 0.0, 1.0, ("margin", "low"))
 FILES, PER_FILE, SEED = 3, 20, 5
 ROWS = FILES * PER_FILE
 BAD = (7, 33)
@@ -53,7 +53,8 @@ PLACED = seeded_hash(HASHES, SEED)
 def memory(grouped):
     """The scored rows in memory: what the explanations are held against."""
     codes = LABELS[GOOD].astype(np.int32)
-    block = Block(SCORES["el2n"][GOOD], PLACED[GOOD], codes)
+    others = {name: scores[GOOD] for name, scores in SCORES.items()}
+    block = Block(SCORES["el2n"][GOOD], PLACED[GOOD], codes, others=others)
     return MemoryPopulation([block], NAMES if grouped else ("",)), block
 
 
@@ -83,7 +84,7 @@ def finished(tmp_path, *, keys=None, **settings):
         | settings
     )
     strategy = STRATEGIES[config.select.strategy]
-    rule = strategy.compile(memory(strategy.needs_labels)[0], config.select, INFO)
+    rule = compile_rule(strategy, memory(strategy.needs_labels)[0], config.select, INFO).rule
     corpus = open_corpus(config.corpus)
     for fragment in corpus.fragments:
         at = [
@@ -133,7 +134,9 @@ def write_fragment(out, name, at, rule, keys):
     table = pa.table({n: scored[n] for n in layout.names}, schema=layout)
     pq.write_table(table, out / "scores" / f"{name}.parquet")
     good = at[~bad]
-    block = Block(SCORES["el2n"][good], PLACED[good], LABELS[good].astype(np.int32))
+    others = {metric: scores[good] for metric, scores in SCORES.items()}
+    codes = LABELS[good].astype(np.int32)
+    block = Block(SCORES["el2n"][good], PLACED[good], codes, others=others)
     decided = {n: table.filter(pa.array(~bad))[n] for n in identity}
     decided |= {"score": SCORES["el2n"][good], "kept": rule.apply(block)}
     decided |= {"reason": pa.array([REASONS[c] for c in rule.reason(block)]).dictionary_encode()}
@@ -193,7 +196,7 @@ def state(name, keep, **settings):
     population, block = memory(STRATEGIES[name].needs_labels)
     config = config.model_copy(update={"seed": SEED})
     try:
-        return STRATEGIES[name].compile(population, config, INFO).apply(block)
+        return compile_rule(STRATEGIES[name], population, config, INFO).rule.apply(block)
     except ConfigError:
         return None
 
@@ -289,6 +292,35 @@ def test_cut_as_noise_and_drawn_by_weight(tmp_path):
     assert {(e.decision.rows, e.decision.cutoff, e.decision.hash_limit) for e in rest} == {
         (46, None, None)
     }
+
+
+@pytest.mark.parametrize("name", ["ratio", "random", "class_balanced", "weighted"])
+def test_rows_that_are_screened_out_and_the_ranks_of_the_others(tmp_path, name):
+    changes = {"noise_cut": 0.25, "keep": 0.4}
+    out, rule = finished(tmp_path, strategy=name, noise_metric="margin", **changes)
+    found = explain(out, [place(row) for row in GOOD])
+    margin = SCORES["margin"][GOOD]
+    lowest = np.argsort(np.argsort(margin)) < 15  # 0.25 of 58 rows, rounded; no ties
+    assert [e.decision.screened for e in found] == lowest.tolist()
+    for score, one in zip(margin[lowest], [e for e in found if e.decision.screened], strict=True):
+        assert one.decision.reason == "dropped: cut as noise"
+        assert (one.decision.metric, one.decision.rows) == ("margin", 58)
+        assert one.decision.rank == 1 + (margin < score).sum() <= 15
+        assert one.decision.cutoff == np.sort(margin)[14]
+        assert one.decision.distance == pytest.approx(score - np.sort(margin)[14])
+        assert one.flip.keep is None
+        assert "before keep is looked at" in one.flip.text
+    rest = [e for e in found if not e.decision.screened]
+    assert sum(e.decision.kept for e in rest) == rule.apply(memory(grouped=True)[1]).sum()
+    ranks_ = {(e.label if name == "class_balanced" else "", e.decision.rank) for e in rest}
+    assert len(ranks_) == len(rest)
+    assert max(rank for _, rank in ranks_) == max(e.decision.rows for e in rest) <= 43
+    for one in rest:
+        position = list(GOOD).index(int(one.file[0]) * PER_FILE + one.row)
+        assert one.flip.keep is not None
+        turned = state(name, one.flip.keep, noise_cut=0.25, beta=0.0)
+        beside = state(name, one.flip.beside, noise_cut=0.25, beta=0.0)
+        assert turned[position] != one.decision.kept == beside[position]
 
 
 def nearest_by_hand(row, among, count=5):
