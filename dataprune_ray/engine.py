@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from dataprune_ray import schema
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import encode_example
+from dataprune_ray.io.checksums import mark
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, join, read_bytes
 from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, RowPlan, ahead, read_rows
@@ -41,6 +42,8 @@ from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
 
 #: Metadata key of a score file under which its counts are noted.
 NOTE = b"dataprune"
+#: In that note: size, version and checksum of the corpus files that begin in the fragment.
+FILES = "files"
 #: Rows below which matrix kernels may round differently: shorter batches are padded up to this.
 _STEADY_ROWS = 32
 _ROWS_PER_GROUP = 65_536
@@ -77,6 +80,7 @@ class ScorePlan:
     precision: str = "auto"
     use_gpu: bool = False
     space: SpaceOptions = field(default_factory=SpaceOptions)
+    checksums: bool = False  # noted of the corpus's files, where they are cheap
 
     @property
     def needs(self) -> frozenset[str]:
@@ -237,9 +241,15 @@ class Engine:
                 unread += pc.sum(pc.starts_with(errors, STORAGE_FAILED)).as_py() or 0
                 writer.write_table(table)
             note = {"rows": rows, "bad": bad, "unread": unread, "members": sorted(members)}
+            note |= {FILES: self._marks(fragment)} if self.plan.checksums else {}
             writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
         seconds = time.perf_counter() - started
         return FragmentCount(fragment.index, rows, bad, seconds, tuple(sorted(members)))
+
+    def _marks(self, fragment: Fragment) -> dict[str, tuple[int, str, str]]:
+        root = self.plan.rows.root
+        found = {s.file: mark(root, s.file) for s in fragment.spans if s.start == 0}
+        return {path: astuple(entry) for path, entry in found.items() if entry is not None}
 
     def tables(
         self, fragment: Fragment, layout: pa.Schema, members: set[str]

@@ -1,7 +1,8 @@
 """Scores of an earlier run, used again where its corpus has not changed.
 
-A file counts as unchanged where path, size and modification time (or the store's version of it)
-are those that the earlier run recorded; everything else is scored. Fragments of unchanged files
+A file counts as unchanged where path, size and modification time are those that the earlier run
+recorded, or where only the time differs and a checksum shows that the content does not; everything
+else is scored. Fragments of unchanged files
 never share one with files to score, and their score files are put together from the earlier ones
 row by row, because fragments may have moved.
 """
@@ -21,9 +22,17 @@ import pyarrow.parquet as pq
 from dataprune_ray import schema
 from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.engine import NOTE, ScorePlan
+from dataprune_ray.engine import FILES, NOTE, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.io.corpus import Corpus, Fragment, Span, fragment_target, plan_fragments
+from dataprune_ray.io.checksums import Mark, same_files
+from dataprune_ray.io.corpus import (
+    Corpus,
+    Fragment,
+    SourceFile,
+    Span,
+    fragment_target,
+    plan_fragments,
+)
 from dataprune_ray.io.filesystems import (
     atomic_output,
     exists,
@@ -35,6 +44,7 @@ from dataprune_ray.io.filesystems import (
 )
 from dataprune_ray.io.output import BASELINE, Output
 from dataprune_ray.tasks import run_tasks
+from dataprune_ray.unchanged import marks_in, marks_of
 
 
 @dataclass(frozen=True)
@@ -90,20 +100,42 @@ def compare(baseline: Baseline, corpus: Corpus) -> Changes:
     """What became of every file since the baseline."""
     before = {file["path"]: file for file in baseline.manifest["inputs"]}
     known = {span.file for fragment in baseline.fragments for span in fragment.spans}
-    reused, new, changed = [], [], []
-    for file in corpus.files:
-        old = before.pop(file.path, None)
-        if old is None:
-            new.append(file.path)
-        elif (
-            (old["size"], old["version"], old["rows"], old["error"])
-            == (file.size, file.version, file.rows, file.error)
-            and (file.path in known or file.rows == 0)
-        ):  # fmt: skip
-            reused.append(file.path)
-        else:
-            changed.append(file.path)
-    return Changes(tuple(reused), tuple(new), tuple(changed), tuple(sorted(before)))
+    now = {file.path: file for file in corpus.files}
+    new = sorted(now.keys() - before.keys())
+    alike = [
+        file
+        for path, file in now.items()
+        if path in before and _alike(before[path], file) and (path in known or file.rows == 0)
+    ]
+    same = {f.path for f in alike if f.rows == 0 or f.version == before[f.path]["version"]}
+    same |= _known_by_content(baseline, corpus, [f for f in alike if f.path not in same])
+    changed = sorted(now.keys() - same - set(new))
+    vanished = sorted(before.keys() - now.keys())
+    return Changes(tuple(sorted(same)), tuple(new), tuple(changed), tuple(vanished))
+
+
+def _alike(old: dict[str, Any], file: SourceFile) -> bool:
+    now = (file.size, file.rows, file.error)
+    return (old["size"], old["rows"], old["error"]) == now
+
+
+def _known_by_content(baseline: Baseline, corpus: Corpus, files: list[SourceFile]) -> set[str]:
+    """Those of the files, whose modification times differ, that the baseline has checksums of."""
+    wanted = {file.path for file in files}
+    paths = [
+        join(baseline.scores, f"{fragment.name}.parquet")
+        for fragment in baseline.fragments
+        if any(span.start == 0 and span.file in wanted for span in fragment.spans)
+    ]
+    marks = marks_of(paths)
+    listed = {entry["path"]: entry["version"] for entry in baseline.manifest["inputs"]}
+    pairs = [
+        (file, marks[file.path])
+        for file in files
+        if file.path in marks and marks[file.path].version == listed[file.path]
+    ]
+    found = same_files(corpus.root, pairs)
+    return {file.path for (file, _), same in zip(pairs, found, strict=True) if same}
 
 
 def planned(config: PruneConfig, corpus: Corpus, changes: Changes) -> tuple[Fragment, ...]:
@@ -130,7 +162,7 @@ def hold_to(output: Output, baseline: Baseline) -> None:
 # Scores ------------------------------------------------------------------------------------------
 
 
-def assemble(plan: ScorePlan, reuse: Reuse) -> None:
+def assemble(plan: ScorePlan, corpus: Corpus, reuse: Reuse) -> None:
     """Put together the score files of unchanged files, where they are not there yet.
 
     Raises:
@@ -142,8 +174,15 @@ def assemble(plan: ScorePlan, reuse: Reuse) -> None:
         for span in fragment.spans:
             if span.file in unchanged:
                 pieces.setdefault(span.file, []).append((fragment.name, span))
+    before = {entry["path"]: entry["version"] for entry in baseline.manifest["inputs"]}
+    versions = {f.path: (before.get(f.path, ""), f.version) for f in corpus.files}
     items = [
-        (plan.path(fragment), fragment, {s.file: pieces[s.file] for s in fragment.spans})
+        Piece(
+            plan.path(fragment),
+            fragment,
+            {s.file: pieces[s.file] for s in fragment.spans},
+            {s.file: versions[s.file] for s in fragment.spans},
+        )
         for fragment in plan.rows.fragments
         if fragment.spans[0].file in unchanged and not exists(plan.path(fragment))
     ]
@@ -157,23 +196,41 @@ def reused_fragments(corpus: Corpus, reuse: Reuse) -> frozenset[int]:
     return frozenset(f.index for f in corpus.fragments if f.spans[0].file in unchanged)
 
 
-def _assemble(
-    scores: str,
-    layout: pa.Schema,
-    item: tuple[str, Fragment, dict[str, list[tuple[str, Span]]]],
-) -> int:
+@dataclass(frozen=True)
+class Piece:
+    """A score file to put together.
+
+    ``sources`` names, for each corpus file, the baseline's score files and the spans in them that
+    hold its rows; ``versions`` those of the corpus file in the baseline and now.
+    """
+
+    path: str
+    fragment: Fragment
+    sources: dict[str, list[tuple[str, Span]]]
+    versions: dict[str, tuple[str, str]]
+
+    def marks(self, known: dict[str, Mark]) -> dict[str, tuple[int, str, str]]:
+        """The baseline's checksums of the files that begin here, as the note of now has them."""
+        begun = {span.file for span in self.fragment.spans if span.start == 0}
+        return {
+            path: (known[path].size, self.versions[path][1], known[path].checksum)
+            for path in sorted(begun & known.keys())
+            if known[path].version == self.versions[path][0]
+        }
+
+
+def _assemble(scores: str, layout: pa.Schema, piece: Piece) -> int:
     """Write a fragment's score file from the baseline's; how many rows it has."""
-    path, fragment, pieces = item
-    note: dict[str, Any] = {"rows": 0, "bad": 0, "members": set(), "unread": 0}
+    note: dict[str, Any] = {"rows": 0, "bad": 0, "members": set(), "unread": 0, FILES: {}}
     with (
-        atomic_output(path) as stream,
+        atomic_output(piece.path) as stream,
         pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
     ):
-        for table in _rows_of(scores, layout, fragment, pieces, note):
+        for table in _rows_of(scores, layout, piece.fragment, piece.sources, note):
             note["rows"] += table.num_rows
             note["bad"] += table.num_rows - table[schema.ERROR].null_count
             writer.write_table(table.unify_dictionaries())
-        stored = {**note, "members": sorted(note["members"])}
+        stored = {**note, "members": sorted(note["members"]), FILES: piece.marks(note[FILES])}
         writer.add_key_value_metadata({NOTE.decode(): json.dumps(stored)})
     return int(note["rows"])
 
@@ -226,5 +283,6 @@ def _read(path: str, layout: pa.Schema, note: dict[str, Any]) -> pa.Table:
         stored = json.loads(parquet.metadata.metadata[NOTE])
         table = parquet.read(columns=layout.names, use_threads=False)
     note["members"].update(stored["members"])
+    note[FILES].update(marks_in(stored))
     note["unread"] += int(stored.get("unread", 0))
     return table.select(layout.names).cast(layout)

@@ -62,7 +62,7 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     journal = Journal()
     check_names(config)
     with journal.stage("list files"):
-        corpus = open_corpus(config.corpus)
+        corpus = stages.recognised(config, open_corpus(config.corpus))
     done = stages.finished_run(config, corpus)
     if done is not None:
         return done
@@ -132,7 +132,8 @@ def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     config = config.replace(strategy=AUTO)
     journal = Journal()
     check_names(config)
-    corpus, reuse = stages.planned(config, open_corpus(config.corpus))
+    corpus = stages.recognised(config, open_corpus(config.corpus))
+    corpus, reuse = stages.planned(config, corpus)
     understanding = understand(config, corpus)
     tuning.check(config, understanding)
     judging.check(config, understanding)

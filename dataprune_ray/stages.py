@@ -19,7 +19,16 @@ from dataprune_ray.findings import Marks, summarise
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
-from dataprune_ray.io.output import REPORT, REPORT_DATA, Output, claim, finished
+from dataprune_ray.io.output import (
+    PLAN,
+    REPORT,
+    REPORT_DATA,
+    Output,
+    claim,
+    entries_of,
+    finished,
+    read_run,
+)
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
@@ -32,6 +41,7 @@ from dataprune_ray.scoring import score
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.strategies import get_strategy
 from dataprune_ray.training import TrainResult
+from dataprune_ray.unchanged import settled
 from dataprune_ray.understanding import (
     Understanding,
     as_saved,
@@ -45,6 +55,19 @@ from dataprune_ray.verdict import Tuned
 from dataprune_ray.writing import Written, plan_parts, write_parts
 
 logger = logging.getLogger("dataprune")
+
+
+def recognised(config: PruneConfig, corpus: Corpus) -> Corpus:
+    """The corpus as the output's earlier run, or the given scores' run, listed it.
+
+    Only modification times can differ: see `dataprune_ray.unchanged.settled`.
+    """
+    scores, root = config.run.scores, config.write.output
+    if scores is not None:  # without a plan it is refused, but only where the run is not finished
+        has_plan = exists(join(scores, PLAN))
+        return settled(corpus, scores, saved_plan(scores)["corpus"]) if has_plan else corpus
+    run = read_run(root) if entries_of(root) and not config.write.overwrite else None
+    return corpus if run is None else settled(corpus, join(root, "scores"), run["inputs"])
 
 
 def finished_run(config: PruneConfig, corpus: Corpus) -> dict[str, Any] | None:
@@ -110,6 +133,7 @@ def score_rows(
     """The score table: its counts, the corpus with all its columns, and where the table lies."""
     folder = config.run.scores or output.path("scores")
     plan = score_plan(config, understanding, judges(config, proxies), folder)
+    plan = replace(plan, checksums=True)
     if config.run.scores is not None:
         for fragment in corpus.fragments:
             if not exists(plan.path(fragment)):
@@ -117,7 +141,7 @@ def score_rows(
     else:
         check_models(plan)
     if reuse is not None:
-        incremental.assemble(plan, reuse)
+        incremental.assemble(plan, corpus, reuse)
     progress = Progress("scoring", "rows", corpus.rows)
     counts = score(
         plan,

@@ -31,6 +31,7 @@ from dataprune_ray.io.filesystems import (
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.metrics import METRICS, model_needs
 from dataprune_ray.space import MODEL
+from dataprune_ray.unchanged import settled
 
 _SHOWN_SETTINGS = ("format", "features", "label", "model", "metric", "strategy", "keep", "seed")
 _THREADS = 16
@@ -112,7 +113,7 @@ def status(root: str) -> Status:
         raise ConfigError("status", redact(root), what)
     settings = run["settings"]
     manifest = _manifest(root, files)
-    corpus, state = _corpus(settings, run["inputs"])
+    corpus, state = _corpus(root, settings, run["inputs"])
     names = _fragment_names(root, settings, corpus)
     notes = _notes(root, settings, names, files)
     fragments = Progress(len(notes), None if names is None else len(names))
@@ -156,21 +157,26 @@ def _manifest(root: str, files: Mapping[str, list[FileInfo]]) -> dict[str, Any] 
     return read_manifest(root)
 
 
-def _corpus(settings: Mapping[str, Any], fingerprint: str) -> tuple[Corpus | None, str]:
+def _corpus(root: str, settings: Mapping[str, Any], fingerprint: str) -> tuple[Corpus | None, str]:
     """The run's corpus planned again, None where it cannot be, and how it compares."""
     known = {n: v for n, v in settings.items() if n in CorpusConfig.model_fields}
     try:
         corpus = open_corpus(CorpusConfig(**known))
+        corpus = settled(corpus, _scores_of(root, settings), fingerprint)
     except (DataPruneError, *READ_ERRORS) as error:
         return None, f"unreadable: {error}"
     return corpus, "unchanged" if corpus.fingerprint() == fingerprint else "changed"
+
+
+def _scores_of(root: str, settings: Mapping[str, Any]) -> str:
+    return str(settings.get("scores") or join(root, "scores"))
 
 
 def _fragment_names(
     root: str, settings: Mapping[str, Any], corpus: Corpus | None
 ) -> set[str] | None:
     """The run's fragments; None where only its baseline tells, or the corpus cannot be read."""
-    saved = join(str(settings.get("scores") or join(root, "scores")), PLAN)
+    saved = join(_scores_of(root, settings), PLAN)
     if exists(saved):
         listed = json.loads(read_bytes(saved)).get("fragments", ())
         return {Fragment.from_json(text).name for text in listed}
@@ -186,7 +192,7 @@ def _notes(
     files: Mapping[str, list[FileInfo]],
 ) -> list[dict[str, Any]]:
     """The counts that score files hold of themselves, of those that the plan knows."""
-    folder = str(settings.get("scores") or join(root, "scores"))
+    folder = _scores_of(root, settings)
     if settings.get("scores"):
         found = {file.path for file in list_files(folder)} if exists(folder) else set()
     else:

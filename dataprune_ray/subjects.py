@@ -14,6 +14,7 @@ from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, redact
 from dataprune_ray.io.output import MANIFEST, read_manifest
 from dataprune_ray.io.scores import saved_plan
+from dataprune_ray.unchanged import settled
 from dataprune_ray.understanding import Understanding, as_saved, understand
 
 
@@ -61,9 +62,9 @@ def open_subject(root: str, given: CorpusConfig) -> Subject:
     config = PruneConfig.from_flat({**settings, **overrides, **chosen, "output": root})
     if not config.corpus.input:
         raise ConfigError("input", "", f"{redact(root)} does not say; pass --input")
-    corpus = open_corpus(config.corpus)
     scores = str(manifest["scores"])
     plan = saved_plan(scores)
+    corpus = settled(open_corpus(config.corpus), scores, plan["corpus"])
     if plan["corpus"] != corpus.fingerprint():
         raise ConfigError(
             "pruned",

@@ -21,6 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = shlex.join(["python", "jobs/prune.py", *map(redact, arguments)])
     as_json = "--json" in arguments
+    outcome: dict[str, Any] = {}
 
     def body() -> Mapping[str, Any]:
         config, _ = cli.parse(PruneConfig, arguments, str(__doc__), {})
@@ -45,10 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             return expected.to_json()
         manifest = prune(config, command)
         print(summary.text(manifest))  # noqa: T201
+        outcome.update(summary.for_scheduler(manifest))
         check_drift(manifest)
-        return summary.for_scheduler(manifest)
+        return outcome
 
-    return cli.run(body, as_json=lambda: as_json)
+    return cli.run(body, as_json=lambda: as_json, outcome=outcome)
 
 
 def _explain(config: PruneConfig) -> Mapping[str, Any]:

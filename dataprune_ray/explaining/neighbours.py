@@ -35,6 +35,7 @@ from dataprune_ray.io.filesystems import exists, join, open_input, read_bytes, r
 from dataprune_ray.io.output import MANIFEST, read_manifest
 from dataprune_ray.io.rows import RowPlan, columns_to_read, noted
 from dataprune_ray.models import FeatureTap, image_transform, resolve_spec
+from dataprune_ray.unchanged import settled
 
 #: Kept rows that are looked at, at most.
 SEARCHED = 5_000
@@ -260,7 +261,7 @@ def _judge(run: FinishedRun) -> _Judge:
     digests = run.plan.get("weights") or [None]
     if digests[index] not in (None, hashlib.sha256(read_bytes(path)).hexdigest()):
         raise ConfigError("checkpoint", redact(path), "is not what the scores came from")
-    corpus = open_corpus(config.corpus)
+    corpus = settled(open_corpus(config.corpus), run.scores, run.plan["corpus"])
     if corpus.fingerprint() != run.plan["corpus"]:
         raise ConfigError("input", redact(corpus.root), "its files changed since the run")
     features = TypeAdapter(FeatureSpec).validate_python(run.plan["features"])

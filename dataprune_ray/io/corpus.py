@@ -111,10 +111,11 @@ class Corpus:
         return sum(file.size for file in self.files)
 
     def fingerprint(self) -> str:
-        """Hex digest over every file's path, size and version."""
+        """Hex digest over every file's path, size and, where it has rows, version."""
         digest = hashlib.sha256(self.format.encode())
         for file in self.files:
-            digest.update(repr((file.path, file.size, file.version)).encode())
+            version = "" if file.rows == 0 else file.version
+            digest.update(repr((file.path, file.size, version)).encode())
         return digest.hexdigest()
 
 

@@ -2,9 +2,10 @@
 
 On a local or shared POSIX file system the operating system holds the lock (``flock``): it ends
 with the process, however that ends. In an object store a small object names the holder, which
-renews it all the time; one that was not renewed for a while is taken over. A store offers no
-conditional write here, so that is the best effort, not a proof: two runs that start within the
-same moment are told apart by reading back what was written last.
+renews it all the time. Who finds one waits: for its renewal, and is refused, or until it was not
+renewed for a while, and takes it over. A store offers no conditional write here, so that is the
+best effort, not a proof: two runs that start within the same moment are told apart by reading back
+what was written last.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import logging
+import math
 import os
 import socket
 import threading
@@ -28,6 +30,7 @@ import pyarrow.fs as pafs
 
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.filesystems import redact, resolve
+from dataprune_ray.io.retries import retried
 
 logger = logging.getLogger("dataprune")
 
@@ -36,11 +39,14 @@ LOCK = ".lock"
 BEAT_SECONDS = 20.0
 STALE_SECONDS = 90.0
 SETTLE_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 
 
 @contextmanager
 def locked(root: str) -> Iterator[None]:
     """Hold an output directory for the length of the block.
+
+    In an object store that a killed run has locked, the start waits for up to `STALE_SECONDS`.
 
     Raises:
         ConfigError: another run holds it; the message says which.
@@ -59,11 +65,16 @@ def _owner() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid(), "since": since}
 
 
+def _named(owner: dict[str, Any]) -> str:
+    if not owner:
+        return "another run"
+    place = f"process {owner.get('pid')} on {owner.get('host')}"
+    return f"another run ({place}, since {owner.get('since')})"
+
+
 def _refusal(root: str, owner: dict[str, Any]) -> ConfigError:
-    who = "another run"
-    if owner:
-        who += f" (process {owner.get('pid')} on {owner.get('host')}, since {owner.get('since')})"
-    return ConfigError("output", redact(root), f"{who} is writing it; wait, or choose another")
+    advice = f"{_named(owner)} is writing it; wait for its end, or choose another --output"
+    return ConfigError("output", redact(root), advice)
 
 
 def _parsed(text: str | bytes) -> dict[str, Any]:
@@ -134,17 +145,16 @@ def held_by_heartbeat(
         path: its path there.
         root: what to name in messages.
         beat: seconds between renewals.
-        stale: seconds without a renewal after which another run takes it over; clocks of the
-            machines must agree much better than that.
+        stale: seconds without a renewal after which another run takes it over. They are counted
+            from the renewal that the lock notes, which needs clocks that agree much better than
+            that, but from the first look at the latest.
         settle: seconds after which a first write is read back.
 
     Raises:
         ConfigError: another run holds it.
     """
     lock = _Heartbeat(filesystem, path, {**_owner(), "token": uuid.uuid4().hex})
-    other = lock.other()
-    if other is not None and time.time() - float(other.get("beat", 0.0)) < stale:
-        raise _refusal(root, other)
+    _await_end(lock, root, stale)
     lock.write()
     time.sleep(settle)
     if (other := lock.other()) is not None:
@@ -158,6 +168,31 @@ def held_by_heartbeat(
         stopped.set()
         thread.join()
         lock.remove()
+
+
+def _await_end(lock: _Heartbeat, root: str, stale: float) -> None:
+    """Wait until nobody else holds the lock, or until its holder has not renewed it for too long.
+
+    Raises:
+        ConfigError: the holder renewed it, so it is at work.
+    """
+    first = other = retried(lock.other)
+    if first is None:
+        return
+    left = min(stale, stale - (time.time() - float(first.get("beat", 0.0))))
+    if left > 0:
+        logger.info(
+            "%s is locked by %s; if that was killed, this run goes on in %.0f s at most",
+            redact(root),
+            _named(first),
+            math.ceil(left),
+        )
+    end = time.monotonic() + left
+    while other is not None and time.monotonic() < end:
+        time.sleep(min(_LOOK_SECONDS, stale / 10))
+        other = retried(lock.other)
+        if other is not None and other != first:
+            raise _refusal(root, other)
 
 
 class _Heartbeat:

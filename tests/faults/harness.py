@@ -170,6 +170,42 @@ def kill(pids):
 # Moments -----------------------------------------------------------------------------------------
 
 
+class Folder:
+    """An output on this machine, and when its files were last written."""
+
+    pause = 0.004  # seconds between looks at it
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def files(self, stage):
+        """Modification times in ns of a stage's finished files, by name."""
+        found = {}
+        with suppress(FileNotFoundError):
+            for entry in os.scandir(self.path / stage):
+                with suppress(FileNotFoundError):
+                    if entry.name.endswith(".parquet") and not entry.name.startswith("."):
+                        found[entry.name] = entry.stat().st_mtime_ns
+        return found
+
+    def written(self, name):
+        """Modification time in ns of one file, None where it is not there."""
+        with suppress(FileNotFoundError):
+            return (self.path / name).stat().st_mtime_ns
+        return None
+
+    def read(self, name):
+        return (self.path / name).read_bytes()
+
+    def unlock(self):
+        """The lock of a killed run is the operating system's and gone."""
+
+
+def place(output):
+    """An output by its path, or what already behaves like a `Folder`."""
+    return output if hasattr(output, "written") else Folder(output)
+
+
 @dataclass(frozen=True)
 class Moment:
     """So many files of a stage are committed by this attempt, and some seconds more.
@@ -191,26 +227,18 @@ class Moment:
 
 def fresh(output, stage, since):
     """How many finished files a stage has that are newer than an attempt's start."""
-    count = 0
-    with suppress(FileNotFoundError):
-        for entry in os.scandir(Path(output) / stage):
-            with suppress(FileNotFoundError):
-                if entry.name.endswith(".parquet") and not entry.name.startswith("."):
-                    count += entry.stat().st_mtime_ns > since
-    return count
+    return sum(time > since for time in place(output).files(stage).values())
 
 
-def is_fresh(path, since):
-    """Whether a file is newer than an attempt's start."""
-    with suppress(FileNotFoundError):
-        return path.stat().st_mtime_ns > since
-    return False
+def is_there(output, name, since=-1):
+    """Whether an output has a file that is newer than an attempt's start."""
+    written = place(output).written(name)
+    return written is not None and written > since
 
 
 def stage_of(output, since):
     """The stage that an attempt is in."""
-    output = Path(output)
-    if (output / "manifest.json").exists():
+    if is_there(output, "manifest.json"):
         return "finished"
     if fresh(output, "data", 0) == FILES["data"]:
         return "manifest"
@@ -224,7 +252,7 @@ def stage_of(output, since):
 def reached(output, moment, since):
     """Whether a moment has come, but for its delay, or a later stage has begun."""
     if moment.stage == "start":
-        return (Path(output) / "run.json").exists()
+        return is_there(output, "run.json")
     stage = stage_of(output, since)
     if stage == moment.stage and stage != "manifest":
         begun = fresh(output, stage, since) > 0  # by this attempt: files of others do not count
@@ -239,38 +267,41 @@ def wait_until(job, output, moment):
         if job.process.poll() is not None:
             return False
         assert time.monotonic() < deadline, job.log.read_text()
-        time.sleep(0.004)
+        time.sleep(place(output).pause)
     over = time.monotonic() + moment.delay
     while time.monotonic() < over and not _ends(output, moment.stage, job.started):
-        time.sleep(0.002)
+        time.sleep(place(output).pause / 2)
     return True
 
 
 def _ends(output, stage, since):
     """Whether a stage is about to end."""
     if stage == "manifest":
-        return is_fresh(Path(output) / "report.html", since)
+        return is_there(output, "report.html", since)
     return stage != "start" and fresh(output, stage, 0) >= FILES[stage] - 2
 
 
-def killed_rounds(corpus, output, log, stages, seed, environment=None):
+def killed_rounds(corpus, output, log, stages, seed, environment=None, command=None):
     """Kill and restart a run at a random moment of each stage, let the last one end.
 
-    Returns the kills as (stage, driver alone), and the stages left because a kill came too late
-    for its stage or the run ended before.
+    ``output`` is a path, or a `Folder` in a store with the ``command`` that writes it. Returns the
+    kills as (stage, driver alone), and the stages left because a kill came too late for its stage
+    or the run ended before.
     """
     rng = random.Random(seed)
     kills, left = [], list(stages)
+    command = command or corpus.command(output)
     for stage in stages:
         moment, driver_only = Moment.random(rng, stage), rng.random() < 0.5
-        job = Job(corpus.command(output), log, environment)
+        place(output).unlock()
+        job = Job(command, log, environment)
         try:
             if not wait_until(job, output, moment):
                 assert job.wait() == 0, log.read_text()
                 break
             found = stage_of(output, job.started)
             job.kill(driver_only=driver_only)
-            if (Path(output) / "manifest.json").exists():
+            if is_there(output, "manifest.json"):
                 break
             if stage in {found, "start"}:
                 kills.append((stage, driver_only))
@@ -281,10 +312,11 @@ def killed_rounds(corpus, output, log, stages, seed, environment=None):
             if not driver_only:
                 job.end()
     committed = fresh(output, "scores", 0)
-    finished = (Path(output) / "manifest.json").exists()
-    assert Job(corpus.command(output), log, environment).wait() == 0, log.read_text()
+    finished = is_there(output, "manifest.json")
+    place(output).unlock()
+    assert Job(command, log, environment).wait() == 0, log.read_text()
     if committed and not finished:
-        manifest = json.loads((Path(output) / "manifest.json").read_text())
+        manifest = json.loads(place(output).read("manifest.json"))
         assert manifest["rows"]["scores_reused"] == manifest["reused"]["scores"] > 0
     return kills, left
 

@@ -11,12 +11,18 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from harness import Job
+from harness import Job, every_row_once, killed_rounds
 from proxy import FaultyProxy
 
 SECRET = "s3cr3tKEYthatNobodyMayRead"
 ACCESS = "AKIAhiddenACCESSkey"
 BUCKET = "corpora"
+SEED = 30
+MOST_RUNS = 3
+#: Stages of one chain: killed in the first, run again and killed in the second, and so on.
+DRIVER_KILLS = ("scores", "decisions", "data", "manifest")
+#: Objects that belong to a finished run beside those in its folders.
+ALONE = {"manifest.json", "report.html", "report.json", "run.json"}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,7 @@ def assert_same(store, output, reference, log):
     for folder in ("data", "scores", "decisions", "quarantine"):
         found = [name.rpartition("/")[2] for name in names(store, f"{output}/{folder}")]
         assert found == sorted(path.name for path in (reference / folder).iterdir())
+    assert {n.rpartition("/")[2] for n in names(store, output) if n.count("/") == 2} == ALONE
     content = {name: read(store, name.removeprefix(f"{BUCKET}/")) for name in names(store, output)}
     content["log"] = log.read_bytes()
     for text in (SECRET, ACCESS):
@@ -102,24 +109,58 @@ def assert_same(store, output, reference, log):
     assert b"endpoint_override" not in content["log"]
 
 
-def test_a_run_killed_in_a_store_goes_on(port, store, corpus, reference, credentials, folder):
-    log = folder / "s3-killed.log"
+class Bucket:
+    """An output in the store, for the harness what its `Folder` is on a disk."""
+
+    pause = 0.1
+
+    def __init__(self, store, name):
+        self.store = store
+        self.name = name
+
+    def files(self, stage):
+        selector = pafs.FileSelector(f"{BUCKET}/{self.name}/{stage}", allow_not_found=True)
+        found = self.store.get_file_info(selector)
+        return {e.base_name: e.mtime_ns for e in found if e.base_name.endswith(".parquet")}
+
+    def written(self, name):
+        found = self.store.get_file_info(f"{BUCKET}/{self.name}/{name}")
+        return found.mtime_ns if found.type == pafs.FileType.File else None
+
+    def read(self, name):
+        return read(self.store, f"{self.name}/{name}")
+
+    def unlock(self):
+        """What a killed run's lock does by itself, but within 90 s."""
+        with suppress(FileNotFoundError):
+            self.store.delete_file(f"{BUCKET}/{self.name}/.lock")
+
+
+def test_the_driver_killed_in_every_stage(port, store, corpus, reference, credentials, folder):
     address = f"127.0.0.1:{port}"
-    command = corpus.command(uri("killed", address), source=uri("in", address))
-    job = Job(command, log, credentials)
-    try:
-        while len(scores := names_or_none(store, "killed/scores")) < 5:
-            assert job.process.poll() is None, log.read_text()
-            time.sleep(0.02)
-        job.kill()
-    finally:
-        job.end()
-    assert store.get_file_info(f"{BUCKET}/killed/manifest.json").type == pafs.FileType.NotFound
-    store.delete_file(f"{BUCKET}/killed/.lock")  # it expires by itself, but not at once
-    assert Job(command, log, credentials).wait() == 0, log.read_text()
-    assert_same(store, "killed", reference, log)
-    manifest = json.loads(read(store, "killed/manifest.json"))
-    assert manifest["rows"]["scores_reused"] >= 50 * (len(scores) - 1)
+    left = list(DRIVER_KILLS)
+    for number in range(MOST_RUNS):
+        name, log = f"killed-{number}", folder / f"s3-killed-{number}.log"
+        command = corpus.command(uri(name, address), source=uri("in", address))
+        output = Bucket(store, name)
+        seed = SEED + number
+        _, left = killed_rounds(corpus, output, log, left, seed, credentials, command)
+        assert_same(store, name, reference, log)
+        assert rows_of(store, name, folder) == corpus.rows
+        if not left:
+            break
+    assert not left
+
+
+def rows_of(store, name, folder):
+    """Rows of an output, each checked to be kept, dropped or quarantined once."""
+    here = folder / name
+    for path in names(store, name):
+        if path.endswith(".parquet"):
+            copy = here / path.removeprefix(f"{BUCKET}/{name}/")
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes(read(store, path.removeprefix(f"{BUCKET}/")))
+    return every_row_once(here)
 
 
 def names_or_none(store, folder):

@@ -31,7 +31,8 @@ def run(corpus, output, **changes):
 
 
 def grow(corpus, table):
-    """Two files more, one changed, one gone."""
+    """Two files more, one changed, one gone, and one only touched."""
+    os.utime(corpus / "002.parquet", ns=(1, 1))
     pq.write_table(table.slice(1500, 60), corpus / "0025.parquet")
     pq.write_table(table.slice(1560, 60), corpus / "zzz.parquet")
     pq.write_table(table.slice(1620, 90), corpus / "004.parquet")
@@ -131,10 +132,14 @@ def test_drift_gates_and_repeats(grown, tmp_path):
     code, line = job(*words, f"--checkpoint={grown['checkpoint'][0]}", "--actors=1")
     assert code == line["exit_code"] == 3
     assert "beyond --max-drift 0" in line["error"]
+    assert line["drift"]["exceeded"]
+    assert line["drift"]["worst_psi"] > line["drift"]["max_drift"] == 0
+    assert line["baseline"]["rows"] == {"reused": 1200, "scored": 210}
     found = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert found["baseline"]["rows"] == {"reused": 1200, "scored": 210}
     assert found["drift"]["exceeded"]
     assert pq.read_table(tmp_path / "out" / "data").num_rows == found["rows"]["kept"] == 705
+    os.utime(grown["corpus"] / "003.parquet", ns=(3, 3))  # touched since: still the same corpus
     again = run(grown["corpus"], tmp_path / "out", **settings)
     assert again == found
     with pytest.raises(GateError, match="beyond --max-drift 0"):
