@@ -181,7 +181,7 @@ def test_a_weighted_cut_is_trained_with_its_weights(place):
     settings = {"input": str(place / "train"), "model": "linear", "id_column": "id", "actors": 1}
     settings |= {"checkpoint": str(place / "linear.pt"), "metric": "loss", "keep": 0.3}
     prune(PruneConfig.from_flat({**settings, "strategy": "weighted", "output": output}))
-    changes = {"pruned": output, "seeds": 1, "arms": ["pruned", "random"]}
+    changes = {"pruned": output, "seeds": 1, "epochs": 1, "arms": ["pruned", "random"]}
     plain = run(place, **changes, output=str(place / "unweighted"))
     found = run(place, **changes, output=str(place / "weighted"), use_weights=True)
     assert (plain["weighted"], found["weighted"]) == ([], ["pruned"])
@@ -224,15 +224,15 @@ def test_the_gate_ends_with_an_error_after_everything_is_written(place):
 
 
 def test_folds_test_every_row_once_and_never_train_on_it(place):
-    found = run(place, test=None, folds=4, seeds=1, model="linear")
+    found = run(place, test=None, folds=3, seeds=1, epochs=1, model="linear")
     assert sum(r["test_rows"] for r in found["runs"] if r["arm"] == "full") == TRAIN
-    for fold in range(4):
+    for fold in range(3):
         rows = {r["arm"]: r["rows"] for r in found["runs"] if r["fold"] == fold}
         tested = next(r["test_rows"] for r in found["runs"] if r["fold"] == fold)
         assert rows["full"] + tested == TRAIN
         assert rows["pruned"] == rows["random"] == pytest.approx(0.4 * rows["full"], abs=5)
     assert any("checkpoint" in note for note in found["notes"])
-    assert arms_of(found)["pruned", "updates"]["to_full"]["pairs"] == 4
+    assert arms_of(found)["pruned", "updates"]["to_full"]["pairs"] == 3
 
 
 def test_a_fold_is_pruned_by_models_that_have_not_seen_its_rows(place, tmp_path):
