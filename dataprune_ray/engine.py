@@ -36,7 +36,7 @@ from dataprune_ray.models import (
     load_state,
     read_state,
 )
-from dataprune_ray.placing import FEATURES, load_space, place
+from dataprune_ray.placing import FEATURES, binary_column, load_space, place
 from dataprune_ray.recipes import autocast
 from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
 
@@ -47,6 +47,7 @@ FILES = "files"
 #: Rows below which matrix kernels may round differently: shorter batches are padded up to this.
 _STEADY_ROWS = 32
 _ROWS_PER_GROUP = 65_536
+_BYTES_PER_GROUP = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -281,7 +282,11 @@ class Engine:
             schema.ERROR: pa.array(errors, pa.string()),
         }
         for name in columns.keys() & set(layout.names):
-            arrays[name] = score_column(columns[name], good, bad, len(batch))
+            kind, values = layout.field(name).type, columns[name]
+            if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):
+                arrays[name] = binary_column(values, good, bad, kind)
+            else:
+                arrays[name] = score_column(values, good, bad, len(batch))
         return pa.Table.from_arrays([_as_array(arrays[n]) for n in layout.names], schema=layout)
 
     def _score(
@@ -416,14 +421,14 @@ def _as_array(values: Any) -> pa.Array:
 
 
 def _grouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Join pieces to row groups of about `_ROWS_PER_GROUP` rows."""
+    """Join pieces to row groups of about `_ROWS_PER_GROUP` rows, or `_BYTES_PER_GROUP`."""
     waiting: list[pa.Table] = []
-    held = 0
+    held = size = 0
     for table in tables:
         waiting.append(table)
-        held += table.num_rows
-        if held >= _ROWS_PER_GROUP:
+        held, size = held + table.num_rows, size + table.nbytes
+        if held >= _ROWS_PER_GROUP or size >= _BYTES_PER_GROUP:
             yield pa.concat_tables(waiting).unify_dictionaries()
-            waiting, held = [], 0
+            waiting, held, size = [], 0, 0
     if waiting:
         yield pa.concat_tables(waiting).unify_dictionaries()

@@ -7,7 +7,7 @@ result does not depend on how the corpus is cut.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,10 +33,12 @@ from dataprune_ray.io.filesystems import (
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
 from dataprune_ray.metrics import METRICS, CorpusFit, Extent, Step
-from dataprune_ray.placing import load_space
+from dataprune_ray.placing import digest_rows, load_space, vector_rows
+from dataprune_ray.shuffling import find_redundant, redundancy_of, remove_scratch
 from dataprune_ray.tasks import run_tasks
 
 _FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
+_BUCKETS = "shuffle_buckets"
 
 
 def finish(plan: ScorePlan) -> None:
@@ -49,14 +51,16 @@ def finish(plan: ScorePlan) -> None:
         return
     paths = [plan.path(fragment) for fragment in plan.rows.fragments]
     work = Work.of(plan)
+    files = list(enumerate(paths))
     saved = join(plan.folder, _FIT_FILE)
     if exists(saved):
         work = replace(work, found=from_json(json.loads(read_bytes(saved))))
     else:
-        work = _reduced(work, paths)
+        work = _shuffled(_reduced(work, paths), paths)
         write_bytes(saved, json.dumps(to_json(work.found)).encode())
-    for _ in run_tasks(partial(_complete, work), paths):
+    for _ in run_tasks(partial(_complete, work), files):
         pass
+    remove_scratch(plan.folder)
 
 
 def forget(plan: ScorePlan) -> bool:
@@ -70,6 +74,7 @@ def forget(plan: ScorePlan) -> bool:
         return False
     remove_other_fragments(plan.folder, ())
     remove_file(plan.space_path)
+    remove_scratch(plan.folder)
     remove_file(saved)
     return True
 
@@ -79,11 +84,12 @@ def fitted_in_memory(plan: ScorePlan, table: pa.Table) -> pa.Table:
     if not plan.fitted:
         return table
     work = Work.of(plan)
-    good, columns = work.columns(table)
+    good, columns = work.columns(table, whole=True)
     for steps in work.rounds():
         found = {s.name: s.value(s.kernel(columns, work.found, work.extent)) for s in steps}
         work = replace(work, found={**work.found, **found})
-    return work.complete(table, good, columns).select(work.layout.names).cast(work.layout)
+    whole = {n: f.values(columns, {}, plan.options) for n, f in work.fits.items() if f.whole}
+    return work.complete(table, good, columns, whole).select(work.layout.names).cast(work.layout)
 
 
 def to_json(found: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
@@ -126,10 +132,10 @@ class Work:
         """Schema of a finished score file."""
         return schema.score_schema(self.plan.rows.label.type, self.plan.metrics)
 
-    @property
-    def reads(self) -> list[str]:
-        """Columns that some second stage reads."""
-        return list(dict.fromkeys(name for fit in self.fits.values() for name in fit.columns))
+    def reads(self, *, whole: bool = False) -> list[str]:
+        """Columns that second stages read file by file, or all of them."""
+        fits = [fit for fit in self.fits.values() if whole or not fit.whole]
+        return list(dict.fromkeys(name for fit in fits for name in fit.columns))
 
     def rounds(self) -> Iterator[list[Step]]:
         """The first steps of all second stages, then the second ones, each name once."""
@@ -138,16 +144,22 @@ class Work:
             steps = [fit.steps[depth] for fit in self.fits.values() if depth < len(fit.steps)]
             yield list({step.name: step for step in steps}.values())
 
-    def columns(self, table: pa.Table) -> tuple[npt.NDArray[np.bool_], dict[str, Any]]:
+    def columns(
+        self, table: pa.Table, *, whole: bool = False
+    ) -> tuple[npt.NDArray[np.bool_], dict[str, Any]]:
         """Which rows (n,) have no error, and the columns that are read, of those (m, …)."""
         good = np.asarray(pc.is_null(table[schema.ERROR]))
         rows = table.filter(pa.array(good)) if not good.all() else table
         codes = {name: code for code, name in enumerate(self.plan.rows.label.classes)}
         found: dict[str, Any] = {}
-        for name in self.reads:
+        for name in self.reads(whole=whole):
             values = rows[name].combine_chunks()
             if name == schema.LABEL and self.plan.rows.label.task == "classification":
                 found[name] = group_codes(values, codes, self.plan.folder)
+            elif name == schema.VECTOR:
+                found[name] = vector_rows(values)
+            elif name == schema.DIGEST:
+                found[name] = digest_rows(values)
             elif pa.types.is_fixed_size_list(values.type):
                 flat = values.flatten().to_numpy(zero_copy_only=False)
                 found[name] = flat.reshape(len(values), values.type.list_size)
@@ -156,15 +168,22 @@ class Work:
         return good, found
 
     def complete(
-        self, table: pa.Table, good: npt.NDArray[np.bool_], columns: dict[str, Any]
+        self,
+        table: pa.Table,
+        good: npt.NDArray[np.bool_],
+        columns: dict[str, Any],
+        whole: Mapping[str, npt.NDArray[Any]],
     ) -> pa.Table:
-        """The table with the metrics appended.
+        """The table with the metrics appended, of which ``whole`` ones are given (m,).
 
         Raises:
             BadDataError: a value is not finite.
         """
         for name, fit in self.fits.items():
-            values = fit.values(columns, self.found, self.plan.options).astype(np.float32)
+            given = whole.get(name)
+            if given is None:
+                given = fit.values(columns, self.found, self.plan.options)
+            values = given.astype(np.float32)
             if not np.isfinite(values).all():
                 raise BadDataError(f"{name} is not finite for a row whose columns are")
             column = score_column(values, np.flatnonzero(good), ~good, len(good))
@@ -186,7 +205,7 @@ def _reduced(work: Work, paths: list[str]) -> Work:
 
 
 def _reduce_file(work: Work, steps: list[Step], path: str) -> dict[str, Any]:
-    names = list(dict.fromkeys([schema.ERROR, *work.reads]))
+    names = list(dict.fromkeys([schema.ERROR, *work.reads()]))
     totals: dict[str, Any] = {}
     with open_input(path) as file:
         for table in _row_groups(file, names):
@@ -207,20 +226,45 @@ def _row_groups(file: Any, columns: list[str] | None = None) -> Iterator[pa.Tabl
         yield parquet.read_row_group(group, columns=columns, use_threads=False)
 
 
-def _complete(work: Work, path: str) -> None:
+def _shuffled(work: Work, paths: list[str]) -> Work:
+    """With how many buckets hold what was found by a shuffle, where a metric asks for one."""
+    if not any(fit.whole for fit in work.fits.values()):
+        return work
+    space = load_space(work.plan.space_path)
+    assert space is not None  # noqa: S101 - rows have been placed in it
+    buckets = find_redundant(
+        work.plan.folder, paths, space.spheres, space.width, work.plan.options.duplicate_epsilon
+    )
+    return replace(work, found={**work.found, _BUCKETS: np.array(buckets)})
+
+
+def _complete(work: Work, item: tuple[int, str]) -> None:
     """Rewrite a score file with its fitted metrics instead of its temporary columns, once."""
+    number, path = item
     layout = work.layout
     with open_input(path) as file:
-        stored = pq.read_schema(file)
-    if stored.names == layout.names:
+        footer = pq.read_metadata(file)
+    stored = footer.schema.to_arrow_schema().names
+    if stored == layout.names:
         return
+    names = [name for name in stored if name in layout.names or name in work.reads()]
+    found = {
+        name: redundancy_of(work.plan.folder, int(work.found[_BUCKETS]), number, footer.num_rows)
+        for name, fit in work.fits.items()
+        if fit.whole
+    }
+    start = 0
     with (
         open_input(path) as file,
         atomic_output(path) as stream,
         pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
     ):
         note = pq.ParquetFile(file).metadata.metadata[NOTE].decode()
-        for table in _row_groups(file):
-            whole = work.complete(table, *work.columns(table))
-            writer.write_table(whole.select(layout.names).cast(layout))
+        for table in _row_groups(file, names):
+            good, columns = work.columns(table)
+            end = start + table.num_rows
+            own = {name: values[start:end][good] for name, values in found.items()}
+            start = end
+            finished = work.complete(table, good, columns, own)
+            writer.write_table(finished.select(layout.names).cast(layout))
         writer.add_key_value_metadata({NOTE.decode(): note})

@@ -194,7 +194,9 @@ def _score_sample(work: _Work) -> _Sample:
             proxies = [fit(replace(proxy, rows=work.rows, workers=0))]
             update_seconds = proxies[0].seconds / proxies[0].updates
         plan = score_plan(config, understanding, judges(config, proxies), folder)
-        plan = replace(plan, rows=replace(work.rows, extra=plan.rows.extra))
+        plan = replace(
+            plan, rows=replace(work.rows, extra=plan.rows.extra, digests=plan.rows.digests)
+        )
         check_models(plan)
         survey_here(plan)
         engine = Engine(plan)

@@ -47,6 +47,10 @@ CLUSTER = "cluster"
 CENTRE_DISTANCE = "centre_distance"
 CLASS_DISTANCE = "class_distance"
 LOG_DENSITY = "log_density"
+SPHERE = "sphere"
+SPHERE_SIMILARITY = "sphere_similarity"
+VECTOR = "vector"
+DIGEST = "digest"
 
 #: Columns that say where a row lies in the feature space (see `space`), with their types.
 PLACED: dict[str, pa.DataType] = {
@@ -55,6 +59,10 @@ PLACED: dict[str, pa.DataType] = {
     CLASS_DISTANCE: pa.float32(),
     LOG_DENSITY: pa.float32(),
     AGREEMENT: pa.float32(),
+    SPHERE: pa.int32(),
+    SPHERE_SIMILARITY: pa.float32(),
+    VECTOR: pa.binary(),  # float32 values of length 1 together, in the machine's order
+    DIGEST: pa.binary(16),
 }
 #: Columns that scoring stores for second stages, which remove them; None: a list of floats.
 TEMPORARY: dict[str, pa.DataType | None] = {OUTPUTS: None, **PLACED}

@@ -66,7 +66,7 @@ def _survey(plan: ScorePlan, run: Run) -> None:
     seed = (plan.rows.seed + _SALT) % 2**63
     share = min(1.0, (limit + 6 * math.sqrt(limit)) / max(rows, 1.0))
     within = plan.rows.within(Split.share(share, seed)) if share < 1 else plan.rows
-    told = replace(told, rows=replace(within, fragments=()))
+    told = replace(told, rows=replace(within, fragments=(), digests=False))
     fragments = plan.rows.fragments
     groups = [fragments[start::_TASKS] for start in range(min(_TASKS, len(fragments)))]
     found = _sorted(list(run(partial(_sample, told, seed, limit), groups)), limit)
@@ -78,7 +78,7 @@ def _survey(plan: ScorePlan, run: Run) -> None:
     classified = label.column is not None and label.task == "classification"
     classes = len(label.classes) if classified else 0
     labels = found.labels.astype(np.int64) if classified else np.zeros(len(found.place), np.int64)
-    sampled = Survey(found.features, labels, found.row_hash, classes)
+    sampled = Survey(found.features, labels, found.row_hash, classes, math.ceil(rows))
     space = Space.fit(sampled, plan.placed, plan.space, plan.rows.seed)
     _say(plan, sampled)
     write_bytes(plan.space_path, space.to_bytes(rows=str(len(labels))))

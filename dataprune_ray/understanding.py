@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import TypeAdapter
 
+from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.engine import Judges, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
@@ -256,8 +257,9 @@ def score_plan(
 ) -> ScorePlan:
     """What scoring actors are told, to write the score table into ``folder``."""
     score = config.score
+    copies = any(m.fit and schema.DIGEST in m.fit.columns for m in understanding.metrics)
     return ScorePlan(
-        rows=replace(understanding.rows, extra=understanding.space_column),
+        rows=replace(understanding.rows, extra=understanding.space_column, digests=copies),
         model=understanding.model,
         judges=judges,
         metrics=tuple(metric.name for metric in understanding.metrics),
@@ -266,6 +268,7 @@ def score_plan(
             loss_weight=score.loss_weight,
             surprisal_weight=score.surprisal_weight,
             mutual_information_weight=score.mutual_information_weight,
+            duplicate_epsilon=_epsilon(config),
             window=score.dynamics_window,
         ),
         folder=folder,
@@ -280,6 +283,14 @@ def score_plan(
             survey_rows=score.survey_rows,
         ),
     )
+
+
+def _epsilon(config: PruneConfig) -> float:
+    """Distance up to which rows are duplicates: the selection's, unless another one is given."""
+    for given in (config.score.duplicate_epsilon, config.select.dedup):
+        if given is not None:
+            return given
+    return MetricOptions().duplicate_epsilon
 
 
 def judges(config: PruneConfig, proxies: Sequence[TrainResult]) -> Judges:

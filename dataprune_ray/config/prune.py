@@ -135,6 +135,13 @@ class ScoreConfig(Stage):
     density: Literal["gmm", "kmeans", "knn"] = Field(
         "gmm", description="density model of surprisal, inverse_density and information"
     )
+    duplicate_epsilon: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="redundancy compares with rows that are kept: those of a cosine up to 1 minus "
+        "this to all kept before; default: --dedup, or 0.05",
+    )
     surprisal_weight: float = Field(0.6, ge=0, description="weight of surprisal in information")
     mutual_information_weight: float = Field(
         0.4, ge=0, description="weight of mutual_information in information"

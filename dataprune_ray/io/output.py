@@ -40,6 +40,7 @@ _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine|quality)/\d{6,}-[0-9a-f]{12}\.parquet"
     r"|scores/_(fit|plan|baseline)\.json|scores/_space\.safetensors"
+    r"|scores/_(near|exact|copies|found)-\d{5,}\.arrow"
     r"|decisions/_part-\d{5,}\.json"
     r"|proxy/seed-\d+\.safetensors(\.json)?"
     r"|quality/(fold|reference)-\d+\.safetensors(\.json)?"

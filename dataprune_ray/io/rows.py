@@ -20,6 +20,7 @@ import pyarrow as pa
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import StorageError
 from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encode_labels, top_level
+from dataprune_ray.features.digest import digests
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
 from dataprune_ray.io.identity import as_keys, file_seed, key_hashes, position_hashes
@@ -42,7 +43,8 @@ class RowPlan:
 
     ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
     does not depend on how the corpus is cut. ``splits`` keep the rows that each of them admits.
-    ``extra`` are features that are read besides those of the model.
+    ``extra`` are features that are read besides those of the model; ``digests`` asks for digests
+    of the rows' content.
     """
 
     root: str
@@ -56,6 +58,7 @@ class RowPlan:
     sample_below: int = _ALL
     splits: tuple[Split, ...] = ()
     extra: FeatureSpec | None = None
+    digests: bool = False
 
     @classmethod
     def of(
@@ -110,7 +113,8 @@ class RowBatch:
 
     ``rows`` int64 (n,) positions (-1: the whole file), ``keys`` strings (n,), ``row_hash`` uint64
     (n,), ``stored`` labels as in the score table (n,), ``good`` bool (n,), ``errors`` by index;
-    ``values`` (m, …) model inputs, ``targets`` (m,) and ``extra`` features (m, …) of the good rows.
+    ``values`` (m, …) model inputs, ``targets`` (m,) and ``extra`` features (m, …) of the good rows,
+    and digests of their content uint64 (m, 2).
     """
 
     file: str
@@ -123,6 +127,7 @@ class RowBatch:
     values: npt.NDArray[Any]
     targets: npt.NDArray[Any]
     extra: npt.NDArray[np.float32] | None = None  # where the plan asks for it
+    digests: npt.NDArray[np.uint64] | None = None
     members: tuple[str, ...] = ()  # columns seen so far, where the format has no schema of its own
 
     def __len__(self) -> int:
@@ -258,6 +263,7 @@ def _encode_batch(
         values=values,
         targets=targets,
         extra=None if extra is None else extra.values[good[extra.good]],
+        digests=digests(plan.features, batch, values, good) if plan.digests else None,
         members=_members(batch),
     )
 

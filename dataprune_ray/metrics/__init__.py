@@ -39,6 +39,7 @@ from dataprune_ray.metrics.dynamics import (
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
 from dataprune_ray.metrics.moderate import MODERATE
+from dataprune_ray.metrics.redundancy import REDUNDANCY
 from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
 from dataprune_ray.space import MODEL
 
@@ -84,6 +85,7 @@ METRICS: dict[str, Metric] = {
         OUTPUT_MAGNITUDE,
         PROTOTYPE,
         RANDOM,
+        REDUNDANCY,
         SURPRISAL,
         TDDS,
     )

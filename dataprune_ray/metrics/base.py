@@ -24,6 +24,7 @@ class MetricOptions:
     loss_weight: float = 0.5
     surprisal_weight: float = 0.6
     mutual_information_weight: float = 0.4
+    duplicate_epsilon: float = 0.05
     window: int = 10  # checkpoints that a windowed metric looks at together
 
 
@@ -139,11 +140,13 @@ class CorpusFit:
             (`schema.TEMPORARY`), which scoring stores and this stage removes.
         values: pure function of columns, findings and options to float64 (n,).
         steps: reductions, each over all rows, that ``values`` needs; in order.
+        whole: whether ``values`` compares rows of all files; rows are shuffled for it then.
     """
 
     columns: tuple[str, ...]
     values: Callable[[Columns, Found, MetricOptions], npt.NDArray[np.float64]]
     steps: tuple[Step, ...] = ()
+    whole: bool = False
 
 
 @dataclass(frozen=True)

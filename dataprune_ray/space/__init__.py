@@ -7,6 +7,17 @@ Pure numpy and scikit-learn. Use it through the metrics of the data distribution
 from __future__ import annotations
 
 from dataprune_ray.space.density import Density
+from dataprune_ray.space.duplicates import Redundancy, later_copies, redundancy
 from dataprune_ray.space.fitted import INPUTS, MODEL, Space, SpaceOptions, Survey
 
-__all__ = ["INPUTS", "MODEL", "Density", "Space", "SpaceOptions", "Survey"]
+__all__ = [
+    "INPUTS",
+    "MODEL",
+    "Density",
+    "Redundancy",
+    "Space",
+    "SpaceOptions",
+    "Survey",
+    "later_copies",
+    "redundancy",
+]

@@ -20,14 +20,16 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from dataprune_ray import schema
-from dataprune_ray.space.clusters import k_means
+from dataprune_ray.space.clusters import k_means, spherical_k_means
 from dataprune_ray.space.density import Density, fit_density, log_density
+from dataprune_ray.space.duplicates import nearest_direction, normalised
 from dataprune_ray.space.neighbours import Sample
 from dataprune_ray.space.steady import Rows, distances, nearest_centre
 
 #: Sources of features besides a stored column.
 MODEL, INPUTS = "model", "inputs"
 _MOST_CLUSTERS = 64
+_ROWS_PER_SPHERE = 4096
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,14 @@ class Survey:
     """Sampled rows, at least one, in an order that does not depend on how the corpus is cut.
 
     ``features`` float32 (m, D); ``labels`` int64 (m,), codes of ``classes`` classes, where there
-    are any; ``row_hash`` uint64 (m,).
+    are any; ``row_hash`` uint64 (m,); ``rows`` of the whole corpus, about.
     """
 
     features: NDArray[np.float32]
     labels: NDArray[np.int64]
     row_hash: NDArray[np.uint64]
     classes: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,10 @@ class Space:
                     options.density, rows, survey.row_hash, clusters, options.neighbours, seed
                 )
                 tensors |= found
+            if schema.SPHERE in columns:
+                tensors["sphere_centres"] = spherical_k_means(
+                    normalised(survey.features).astype(np.float64), _spheres(survey), seed
+                )
         if schema.CLASS_DISTANCE in columns:
             tensors["class_centres"] = _class_centres(rows, survey)
         if schema.AGREEMENT in columns:
@@ -112,6 +119,11 @@ class Space:
         """How many clusters there are."""
         return len(self.tensors.get("centres", ()))
 
+    @property
+    def spheres(self) -> int:
+        """How many clusters of directions there are."""
+        return len(self.tensors.get("sphere_centres", ()))
+
     def place(
         self,
         features: NDArray[np.float32],
@@ -126,14 +138,14 @@ class Space:
             row_hash: uint64 (n,).
 
         Returns:
-            ``cluster`` int32 (n,), the others float32 (n,).
+            Clusters int32 (n,), `schema.VECTOR` float32 (n, D), the others float32 (n,).
         """
         rows = features.astype(np.float64) - self.tensors["mean"]
         found: dict[str, NDArray[Any]] = {}
         with threadpool_limits(1):
             if "centres" in self.tensors:
                 nearest, distance = nearest_centre(rows, self.tensors["centres"])
-                found = {schema.CLUSTER: nearest, schema.CENTRE_DISTANCE: distance}
+                found |= {schema.CLUSTER: nearest, schema.CENTRE_DISTANCE: distance}
             if schema.LOG_DENSITY in self.columns:
                 found[schema.LOG_DENSITY] = log_density(
                     self.density, self.tensors, rows, row_hash, self.neighbours
@@ -141,6 +153,11 @@ class Space:
             if schema.CLASS_DISTANCE in self.columns and labels is not None:
                 centres = self.tensors["class_centres"]
                 found[schema.CLASS_DISTANCE] = distances(rows, centres[labels])
+            if "sphere_centres" in self.tensors:
+                vectors = normalised(features)
+                nearest, cosine = nearest_direction(vectors, self.tensors["sphere_centres"])
+                found |= {schema.SPHERE: nearest, schema.SPHERE_SIMILARITY: cosine}
+                found[schema.VECTOR] = vectors
             if schema.AGREEMENT in self.columns and labels is not None:
                 found[schema.AGREEMENT] = self._agreement(rows, labels, row_hash)
         return {
@@ -185,6 +202,12 @@ class Space:
 
 def _clusters(survey: Survey) -> int:
     return survey.classes or min(_MOST_CLUSTERS, max(1, math.isqrt(len(survey.features) // 2)))
+
+
+def _spheres(survey: Survey) -> int:
+    """Clusters of directions: some 4,096 rows of the corpus each, and 16 of the survey at least."""
+    wanted = math.ceil(max(survey.rows, len(survey.features)) / _ROWS_PER_SPHERE)
+    return max(1, min(wanted, len(survey.features) // 16))
 
 
 def _class_centres(rows: Rows, survey: Survey) -> Rows:

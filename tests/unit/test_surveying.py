@@ -12,10 +12,11 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
+from dataprune_ray import fitting
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.engine import Engine, Judges, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.fitting import fitted_in_memory
+from dataprune_ray.fitting import finish, fitted_in_memory, forget
 from dataprune_ray.io import open_corpus
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.placing import load_space
@@ -184,3 +185,93 @@ def test_a_space_that_the_corpus_cannot_give_is_refused(tmp_path, table):
                       "id": range(40)})  # fmt: skip
     with pytest.raises(ConfigError, match="space='inputs': texts are no vectors"):
         planned(write(tmp_path / "b", texts), tmp_path / "s", space="inputs", num_classes=2)
+
+
+# Second stages over files, and the shuffle
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Tasks run one after the other in this process."""
+    for module in ("fitting", "shuffling"):
+        monkeypatch.setattr(f"dataprune_ray.{module}.run_tasks", map)
+
+
+def committed(plan):
+    engine = Engine(plan)
+    for fragment in plan.rows.fragments:
+        engine.commit(fragment)
+    finish(plan)
+    return pq.read_table(plan.folder)
+
+
+@pytest.fixture(scope="module")
+def copied(table):
+    """The table with 40 rows again under new ids, and rows that nearly repeat others."""
+    again = table.slice(100, 40).set_column(3, "id", pa.array(range(1000, 1040), pa.int64()))
+    pixels = np.array(table["x"].slice(200, 40).to_pylist(), np.float32)
+    pixels = pixels + np.random.default_rng(0).normal(size=pixels.shape) * 0.05
+    near = again.set_column(3, "id", pa.array(range(2000, 2040), pa.int64()))
+    near = near.set_column(0, "x", pa.FixedSizeListArray.from_arrays(
+        pa.array(pixels.astype(np.float32).ravel()), 64))  # fmt: skip
+    return pa.concat_tables([table, again, near]).combine_chunks()
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("bucket_bytes", [1 << 27, 60_000])
+def test_the_shuffle_finds_what_one_pass_in_memory_does(
+    tmp_path, copied, monkeypatch, bucket_bytes
+):
+    monkeypatch.setattr("dataprune_ray.shuffling._BUCKET_BYTES", bucket_bytes)
+    monkeypatch.setattr("dataprune_ray.space.fitted._ROWS_PER_SPHERE", 100)
+    options = {"space": "inputs", "duplicate_epsilon": 0.005}
+    plan = planned(write(tmp_path / "a", copied, files=3, group=50), tmp_path / "s", **options)
+    expected = scored(plan)
+    found = committed(plan)
+    assert set(found.column_names) == {
+        "file", "row", "key", "row_hash", "label", "error", *SPACED,
+    }  # fmt: skip
+    for name in SPACED:
+        assert (found[name].to_numpy() == expected[name].to_numpy()).all(), name
+    assert sorted(p.name for p in (tmp_path / "s").iterdir() if p.name.startswith("_")) == [
+        "_fit.json", "_space.safetensors",
+    ]  # fmt: skip
+    by_key = dict(zip(found["key"].to_pylist(), found["redundancy"].to_pylist(), strict=True))
+    exact = [(by_key[str(100 + i)], by_key[str(1000 + i)]) for i in range(40)]
+    assert all(max(pair) == 1.0 > min(pair) for pair in exact)
+    near = [max(by_key[str(200 + i)], by_key[str(2000 + i)]) for i in range(40)]
+    assert np.mean(np.array(near) > 0.995) > 0.9
+    others = [by_key[str(i)] for i in range(300, 600)]
+    assert np.mean(np.array(others) > 0.995) < 0.05
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_search_that_was_cut_off_is_begun_again(tmp_path, copied, monkeypatch):
+    corpus = write(tmp_path / "a", copied, files=3)
+    options = {"space": "inputs", "metric": ["redundancy", "mutual_information"]}
+    expected = committed(planned(corpus, tmp_path / "s", **options))
+    plan = planned(corpus, tmp_path / "t", **options)
+    monkeypatch.setattr("dataprune_ray.shuffling._compare", None)
+    with pytest.raises(TypeError):
+        committed(plan)
+    assert any(p.suffix == ".arrow" for p in (tmp_path / "t").iterdir())
+    monkeypatch.undo()
+    for module in ("fitting", "shuffling"):
+        monkeypatch.setattr(f"dataprune_ray.{module}.run_tasks", map)
+    real = fitting._complete
+    calls = []
+
+    def breaking(work, item):
+        calls.append(item)
+        if len(calls) == 2:
+            raise OSError("cut off")
+        real(work, item)
+
+    monkeypatch.setattr(fitting, "_complete", breaking)
+    with pytest.raises(OSError, match="cut off"):
+        finish(plan)
+    finish(plan)  # the finished file is left as it is, the others are joined with what was found
+    assert pq.read_table(plan.folder).equals(expected)
+    assert not any(p.suffix == ".arrow" for p in (tmp_path / "t").iterdir())
+    assert forget(plan)
+    assert [p.name for p in (tmp_path / "t").iterdir()] == []
