@@ -21,15 +21,17 @@ pytestmark = pytest.mark.usefixtures("local_ray")
 
 def test_all_at_once_without_a_model(tmp_path):
     images, labels = digit_rows(600)
+    images[580:], labels[580:] = images[:20], labels[:20]  # exact copies
     corpus = write_parquet(tmp_path / "corpus", image_table(images, labels), files=3)
     spaced = [name for name, metric in METRICS.items() if "space" in metric.needs]
     config = {
         "input": corpus, "output": f"{tmp_path}/out", "space": "inputs", "metric": spaced,
         "survey_rows": 400, "actors": 2, "fragment_rows": 200, "id_column": "id", "keep": 0.25,
-        "keep_end": "high",
+        "keep_end": "high", "dedup": 0.01,
     }  # fmt: skip
     manifest = prune(PruneConfig.from_flat(config))
     assert manifest["rows"]["kept"] == 150
+    assert manifest["reasons"]["dropped: duplicate of a kept row"] >= 20
     assert not manifest["model"]["proxies"]
     scores = pq.read_table(tmp_path / "out" / "scores")
     assert set(scores.column_names) == {
@@ -40,6 +42,9 @@ def test_all_at_once_without_a_model(tmp_path):
     features = images.reshape(600, 64).astype(np.float64)
     gaps = np.linalg.norm((features - space["mean"])[:, None] - space["centres"], axis=2)
     assert scores["prototype"].to_numpy() == pytest.approx(gaps.min(axis=1), rel=1e-5)
+    redundancy = scores["redundancy"].to_numpy()
+    assert (np.maximum(redundancy[:20], redundancy[580:]) == 1).all()
+    assert (redundancy == 1).sum() == 20
     table = np.full((10, 10), 0.5)
     np.add.at(table, (gaps.argmin(axis=1), labels), 1)
     rows, columns = table.sum(axis=1, keepdims=True), table.sum(axis=0, keepdims=True)
