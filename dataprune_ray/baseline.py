@@ -118,7 +118,7 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
     now, before = config.flat(), baseline.settings
     metrics = tuple(dict.fromkeys([*config.score.metric, *extra_metrics(config.select)]))
     for name in metrics:
-        if METRICS[name].fit is not None:
+        if METRICS[name].fit is not None or METRICS[name].learns:
             raise ConfigError(
                 "metric",
                 name,

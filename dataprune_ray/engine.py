@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,6 +68,23 @@ class Judges:
 
 
 @dataclass(frozen=True)
+class Learning:
+    """How the metric ``learned`` predicts another one.
+
+    ``target`` is exact on a ``fraction`` of the rows. Two models are trained on these, each on the
+    rows that the other judges; the other settings are those of their training.
+    """
+
+    target: str
+    fraction: float
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    memory_bytes: int
+    num_gpus: float = 0.0
+
+
+@dataclass(frozen=True)
 class ScorePlan:
     """What every scoring actor is told."""
 
@@ -82,6 +99,7 @@ class ScorePlan:
     use_gpu: bool = False
     space: SpaceOptions = field(default_factory=SpaceOptions)
     checksums: bool = False  # noted of the corpus's files, where they are cheap
+    learning: Learning | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -96,7 +114,8 @@ class ScorePlan:
     @property
     def used(self) -> Judges:
         """The checkpoints that some metric looks at."""
-        models = self.judges.models if any(METRICS[n].averaged for n in self.metrics) else ()
+        metrics = [METRICS[name] for name in self.metrics]
+        models = self.judges.models if any(m.averaged and not m.learns for m in metrics) else ()
         if self.shows_features and not models:
             models = self.judges.models[:1]
         return Judges(models, self.judges.trajectory if self.dynamic else ())
@@ -139,6 +158,15 @@ class ScorePlan:
         """Where the fitted space lies, hidden from Parquet readers by its name."""
         return join(self.folder, "_space.safetensors")
 
+    @property
+    def exact(self) -> ScorePlan:
+        """The same with the predicted metric's target in its stead."""
+        if self.learning is None:
+            return self
+        target = self.learning.target
+        named = [target if METRICS[name].learns else name for name in self.metrics]
+        return replace(self, metrics=tuple(dict.fromkeys(named)), learning=None)
+
     def path(self, fragment: Fragment) -> str:
         """The fragment's score file."""
         return join(self.folder, f"{fragment.name}.parquet")
@@ -174,6 +202,7 @@ def check_models(plan: ScorePlan) -> None:
         ConfigError: a checkpoint does not fit, or the model does not take these features or does
             not give one output per class.
     """
+    plan = plan.exact
     spec = plan.model
     example = encode_example(spec.features, image_transform(spec))
     for path in plan.used.paths:
@@ -293,56 +322,64 @@ class Engine:
         self, batch: RowBatch, row_hash: npt.NDArray[np.uint64]
     ) -> dict[str, npt.NDArray[Any]]:
         """Columns of the good rows: metrics float32 (m,), temporary ones, features (m, D)."""
-        columns: dict[str, list[npt.NDArray[np.float32]]] = {n: [] for n in self.plan.direct}
-        if schema.OUTPUTS in self.plan.temporary:
-            columns[schema.OUTPUTS] = []
-        if self.plan.shows_features:
-            columns[FEATURES] = []
-        size = self.plan.batch_size
-        if self.plan.needs:
-            for first in range(0, len(batch.values), size):
-                part = slice(first, first + size)
-                for name, values in self._forward(batch.values[part], batch.targets[part]).items():
-                    columns[name].append(values)
-        if "random" in columns:
-            columns["random"] = [uniform(row_hash, self.plan.rows.seed)]
         empty = np.zeros(0, np.float32)
-        width = self.plan.model.label.outputs
-        empties = {schema.OUTPUTS: np.zeros((0, width), np.float32)}
-        found: dict[str, npt.NDArray[Any]] = {
-            name: np.concatenate(parts) if parts else empties.get(name, empty)
-            for name, parts in columns.items()
-        }
+        columns: dict[str, npt.NDArray[Any]] = dict.fromkeys(self.plan.direct, empty)
+        if schema.OUTPUTS in self.plan.temporary:
+            columns[schema.OUTPUTS] = np.zeros((0, self.plan.model.label.outputs), np.float32)
+        if self.plan.shows_features:
+            columns[FEATURES] = np.zeros((0, 1), np.float32)
+        if self.judges.paths:
+            columns |= self.run(batch.values, batch.targets)
+        if "random" in columns:
+            columns["random"] = uniform(row_hash, self.plan.rows.seed)
         if self.plan.placed:
-            found |= place(self.space, self.plan.model.label, batch, found.get(FEATURES))
-        return found
+            columns |= place(self.space, self.plan.model.label, batch, columns.get(FEATURES))
+        return columns
 
     def survey(self, fragment: Fragment) -> Iterator[tuple[RowBatch, npt.NDArray[np.float32]]]:
         """Batches of a fragment, and the features (m, D) of their good rows."""
         for batch in ahead(read_rows(self.plan.rows, fragment, self.transform)):
             yield batch, self._score(batch, batch.row_hash[batch.good])[FEATURES]
 
+    def run(
+        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """What the models say of encoded rows (m, …) with targets (m,): columns, m values each."""
+        size = self.plan.batch_size
+        parts = [
+            self._forward(values[first : first + size], targets[first : first + size])
+            for first in range(0, len(values), size)
+        ]
+        names = parts[0] if parts else ()
+        return {name: np.concatenate([part[name] for part in parts]) for name in names}
+
     def _forward(
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
     ) -> dict[str, npt.NDArray[np.float32]]:
         rows = len(values)
-        padding = min(_STEADY_ROWS, self.plan.batch_size) - rows
-        if padding > 0:
-            values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
-            targets = np.concatenate([targets, np.repeat(targets[-1:], padding, axis=0)])
-        plan = self.plan
         with torch.no_grad():
-            inputs, labels = _tensor(values, self.device), _tensor(targets, self.device)
-            known = labels if plan.model.label.column is not None else None
+            inputs, labels = self._prepared(values, targets)
             seen = {path: self._run(path, inputs) for path in self.judges.models}
-            found = self._dynamics(inputs, known, seen)
+            found = self._dynamics(inputs, labels, seen)
             if seen:
-                found |= self._statics(self._outputs(inputs, known, seen))
-            if plan.shows_features:
+                found |= self._statics(self._outputs(inputs, labels, seen))
+            if self.plan.shows_features:
                 features = next(iter(seen.values())).features
                 assert features is not None  # noqa: S101 - see `check_models`
                 found[FEATURES] = features
         return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
+
+    def _prepared(
+        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        """Inputs and known labels on the device, short batches padded with their last row."""
+        padding = min(_STEADY_ROWS, self.plan.batch_size) - len(values)
+        if padding > 0:
+            values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
+            targets = np.concatenate([targets, np.repeat(targets[-1:], padding, axis=0)])
+        known = self.plan.model.label.column is not None
+        labels = _tensor(targets, self.device) if known else None
+        return _tensor(values, self.device), labels
 
     def _run(self, path: str, inputs: Tensor) -> _Seen:
         with self.autocast:

@@ -59,6 +59,7 @@ class Outcome:
     quality: Quality | None = None
     rescue: Rescue | None = None
     estimated: Mapping[str, float] = field(default_factory=dict)  # settings that were "auto"
+    learned: dict[str, Any] | None = None
 
     @property
     def scorable(self) -> int:
@@ -112,6 +113,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "drift": None if outcome.drift is None else outcome.drift.to_json(),
         "quality": None if outcome.quality is None else outcome.quality.to_json(),
         "rescue": None if outcome.rescue is None else outcome.rescue.to_json(),
+        "learned": outcome.learned,
         "tuned": None if outcome.tuned is None else outcome.tuned.to_json(),
         "estimated": dict(outcome.estimated),
         "reasons": dict(sorted(decided.reasons.items())),
@@ -148,6 +150,16 @@ def _baseline(outcome: Outcome) -> dict[str, Any] | None:
     reused = outcome.rows_of_baseline
     rows = {"reused": reused, "scored": outcome.decided.rows - reused}
     return {**outcome.reuse.to_json(), "rows": rows, "proxies_reused": bool(outcome.proxies)}
+
+
+def _learned(found: dict[str, Any]) -> str:
+    low, high = found["spearman_low"], found["spearman_high"]
+    return (
+        f"learned is {found['target']}, exact for {100 * found['fraction']:.6g} % of the rows and "
+        f"predicted ({found['chosen'].replace('_', ' ')}) for the others: Spearman "
+        f"{found['spearman']:.2f} [{low:.2f}, {high:.2f}] on {found['held_out_rows']:,} rows held "
+        "out."
+    )
 
 
 def check_drift(content: dict[str, Any]) -> None:
@@ -289,6 +301,8 @@ def _sentence(outcome: Outcome) -> str:
         )
     elif outcome.config.model.given:
         parts.append(f"Scores come from {understanding.model.name} with the given checkpoint.")
+    if outcome.learned is not None:
+        parts.append(_learned(outcome.learned))
     if outcome.reuse is not None:
         text = outcome.reuse.text
         parts.append(f"{text[0].upper()}{text[1:]}.")

@@ -181,6 +181,7 @@ class _Scored:
     proxies: tuple[TrainResult, ...]
     counts: tuple[FragmentCount, ...]
     scores: str
+    learned: dict[str, Any] | None
 
     @property
     def rows(self) -> int:
@@ -207,7 +208,8 @@ def _scored(
             config, corpus, understanding, proxies, output, found, reuse
         )
     stages.check_bad_rows(config, output, counts, journal)
-    return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores)
+    learned = stages.learned(understanding, scores, journal)
+    return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores, learned)
 
 
 def _judged(config: PruneConfig, scored: _Scored, output: Output, journal: Journal) -> Marks | None:
@@ -284,6 +286,7 @@ def _prune_on(
             quality=quality,
             rescue=rescue,
             estimated=estimated,
+            learned=scored.learned,
         )
         stages.write_report(outcome, table, plan.metric, marks)
     remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))

@@ -23,11 +23,13 @@ import pyarrow as pa
 from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
-from dataprune_ray.engine import Engine, check_models
+from dataprune_ray.engine import check_models
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.fitting import fitted_in_memory
 from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
+from dataprune_ray.learning import learn_here
+from dataprune_ray.predicting import engine_for
 from dataprune_ray.scoring import Pool
 from dataprune_ray.strategies import compile_rule
 from dataprune_ray.surveying import survey_here
@@ -199,7 +201,8 @@ def _score_sample(work: _Work) -> _Sample:
         )
         check_models(plan)
         survey_here(plan)
-        engine = Engine(plan)
+        learn_here(plan)
+        engine = engine_for(plan)
         started = time.perf_counter()
         parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]
         seconds = time.perf_counter() - started

@@ -22,13 +22,15 @@ import ray.data
 import torch
 
 from dataprune_ray import telemetry
-from dataprune_ray.engine import NOTE, Engine, FragmentCount, ScorePlan
+from dataprune_ray.engine import NOTE, FragmentCount, ScorePlan
 from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, list_names, open_input
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
+from dataprune_ray.learning import learn
+from dataprune_ray.predicting import engine_for
 from dataprune_ray.surveying import survey
 from dataprune_ray.tasks import own_errors, run_tasks
 
@@ -70,6 +72,7 @@ def score(
         progress(count)
     if missing:
         survey(plan, num_gpus=pool.num_gpus)
+        learn(plan)
         with own_errors():
             for count in _run_pool(plan, missing, pool):
                 counts.append(count)
@@ -91,6 +94,7 @@ def score_in_tasks(plans: Sequence[ScorePlan], num_gpus: float = 0.0) -> None:
     ]
     for plan in {id(plan): plan for plan, _ in missing}.values():
         survey(plan, num_gpus=num_gpus)
+        learn(plan)
     bare = [(replace(plan, rows=replace(plan.rows, fragments=())), f) for plan, f in missing]
     for _ in run_tasks(_score_one, bare, num_gpus=num_gpus):
         pass
@@ -101,7 +105,7 @@ def score_in_tasks(plans: Sequence[ScorePlan], num_gpus: float = 0.0) -> None:
 def _score_one(item: tuple[ScorePlan, Fragment]) -> FragmentCount:
     plan, fragment = item
     torch.set_num_threads(1)
-    return Engine(plan).commit(fragment)
+    return engine_for(plan).commit(fragment)
 
 
 def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[FragmentCount]:
@@ -152,7 +156,7 @@ class FragmentScorer:
     def __init__(self, plan: ScorePlan) -> None:
         torch.set_num_threads(1)
         pa.set_cpu_count(1)
-        self.engine = Engine(plan)
+        self.engine = engine_for(plan)
         self.run = telemetry.run_name(plan.folder)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

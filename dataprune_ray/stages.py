@@ -32,6 +32,7 @@ from dataprune_ray.io.output import (
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
+from dataprune_ray.learning import agreement_in, warning_of
 from dataprune_ray.progress import Progress
 from dataprune_ray.quality import Quality
 from dataprune_ray.quality.rescue import Rescue
@@ -155,6 +156,17 @@ def score_rows(
     if corpus.format == "webdataset":
         corpus = replace(corpus, schema=with_members(corpus.schema, members))
     return counts, corpus, folder
+
+
+def learned(understanding: Understanding, scores: str, journal: Journal) -> dict[str, Any] | None:
+    """How well a predicted metric is predicted, with a warning where that is poor."""
+    if not any(metric.learns for metric in understanding.metrics):
+        return None
+    found = agreement_in(scores)
+    warning = warning_of(found)
+    if warning is not None:
+        journal.warn(warning)
+    return found
 
 
 def check_bad_rows(

@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
-from dataprune_ray.engine import Judges, ScorePlan
+from dataprune_ray.engine import Judges, Learning, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -28,8 +28,8 @@ from dataprune_ray.metrics import (
     Metric,
     MetricOptions,
     check_metrics,
-    get_metric,
     model_needs,
+    resolve_metric,
 )
 from dataprune_ray.models import ModelSpec, resolve_spec
 from dataprune_ray.scanning import needs_scan, scan
@@ -105,8 +105,9 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
         raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
     if not config.write.output and not config.run.dry_run:
         raise ConfigError("output", "", "name a directory for the result")
+    target = config.score.learned_metric
     names = (*config.score.metric, *extra_metrics(config.select))
-    metrics = tuple(get_metric(name) for name in dict.fromkeys(names))
+    metrics = tuple(resolve_metric(name, target) for name in dict.fromkeys(names))
     chosen = config.select.strategy
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
     noise_metric(config, metrics)
@@ -161,7 +162,7 @@ def noise_metric(config: PruneConfig, metrics: tuple[Metric, ...]) -> Metric | N
     if select.noise_metric is not None:
         if select.noise_metric not in usable:
             raise UnknownNameError("noise_metric", select.noise_metric, usable)
-        return get_metric(select.noise_metric)
+        return METRICS[select.noise_metric]
     for metric in metrics:
         if metric.noise_end is not None:
             return metric
@@ -282,6 +283,23 @@ def score_plan(
             neighbours=config.quality.neighbours,
             survey_rows=score.survey_rows,
         ),
+        learning=_learning(config, understanding),
+    )
+
+
+def _learning(config: PruneConfig, understanding: Understanding) -> Learning | None:
+    """How the metric ``learned`` is predicted, where it is asked for."""
+    if not any(metric.learns for metric in understanding.metrics):
+        return None
+    model = config.model
+    return Learning(
+        target=config.score.learned_metric,
+        fraction=config.score.learned_fraction,
+        epochs=model.proxy_epochs,
+        batch_size=model.proxy_batch_size,
+        learning_rate=model.proxy_learning_rate,
+        memory_bytes=model.proxy_memory_mb << 20,
+        num_gpus=config.score.num_gpus,
     )
 
 

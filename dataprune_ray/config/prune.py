@@ -146,6 +146,10 @@ class ScoreConfig(Stage):
     mutual_information_weight: float = Field(
         0.4, ge=0, description="weight of mutual_information in information"
     )
+    learned_metric: str = Field("aum", description="metric that the metric learned predicts")
+    learned_fraction: float = Field(
+        0.2, gt=0, le=1, description="share of the rows, by hash, that learned scores exactly"
+    )
     dynamics_window: int = Field(
         10, ge=2, description="checkpoints in a window of dyn_unc, dual and tdds"
     )

@@ -19,7 +19,7 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, list_names, redact
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.io.scores import FilePopulation, saved_plan
-from dataprune_ray.metrics import METRICS, get_metric
+from dataprune_ray.metrics import METRICS, resolve_metric
 from dataprune_ray.strategies import ScoreInfo, Strategy, get_strategy
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class FinishedRun:
     @property
     def info(self) -> ScoreInfo:
         """What strategies may know about the metrics."""
-        metric = get_metric(self.metric)
+        metric = resolve_metric(self.metric, self.config.score.learned_metric)
         noise = None
         for screen in self.rule.screens:
             end = METRICS[screen.column].noise_end if screen.reason == NOISE else None

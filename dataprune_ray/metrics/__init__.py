@@ -33,11 +33,14 @@ from dataprune_ray.metrics.dynamics import (
     DUAL,
     DYN_UNC,
     FORGETTING,
+    MEAN_EL2N,
+    MEAN_LOSS,
     TDDS,
     WINDOWED,
 )
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
+from dataprune_ray.metrics.learned import LEARNED, learned_from
 from dataprune_ray.metrics.moderate import MODERATE
 from dataprune_ray.metrics.redundancy import REDUNDANCY
 from dataprune_ray.metrics.uncertainty import CONFIDENCE, ENTROPY, OUTPUT_MAGNITUDE
@@ -56,6 +59,7 @@ __all__ = [
     "check_metrics",
     "get_metric",
     "model_needs",
+    "resolve_metric",
 ]
 
 METRICS: dict[str, Metric] = {
@@ -76,9 +80,12 @@ METRICS: dict[str, Metric] = {
         INFORMATION,
         INVERSE_DENSITY,
         KNN_LABEL_AGREEMENT,
+        LEARNED,
         LOSS,
         LOSS_GRAD,
         MARGIN,
+        MEAN_EL2N,
+        MEAN_LOSS,
         MODERATE,
         MUTUAL_INFORMATION,
         OUTPUT_DEVIATION,
@@ -113,6 +120,21 @@ def model_needs(metrics: Iterable[Metric], space: str) -> frozenset[Need]:
     features: frozenset[Need] = frozenset({"features"})
     own = features if "space" in needs and space == MODEL else frozenset()
     return (needs - {"labels", "space"}) | own
+
+
+def resolve_metric(name: str, learned_metric: str) -> Metric:
+    """The metric of that name; ``learned`` with the traits of the metric that it predicts.
+
+    Raises:
+        UnknownNameError: there is none.
+        ConfigError: ``learned_metric`` cannot be predicted.
+    """
+    metric = get_metric(name)
+    if not metric.learns:
+        return metric
+    if learned_metric not in METRICS:
+        raise UnknownNameError("learned_metric", learned_metric, METRICS)
+    return learned_from(METRICS[learned_metric])
 
 
 def check_metrics(metrics: tuple[Metric, ...], *, labelled: bool, regression: bool) -> None:

@@ -164,9 +164,10 @@ class Metric:
         regression: whether it is defined for regression.
         cost: what computing it takes, such as 'none', 'forward pass', 'forward pass per
             checkpoint', 'sample + forward pass' or 'tens of forward passes'.
-        score: pure function to float32 (B,), or None where ``track``, ``fit`` or the row hash
-            gives it.
+        score: pure function to float32 (B,), or None where ``track``, ``fit``, a prediction or the
+            row hash gives it.
         fit: second stage over the whole corpus, if any.
+        learns: whether its values are predicted for most rows.
         track: makes the tracker of one batch, where it looks at a run's checkpoints in turn.
     """
 
@@ -183,6 +184,7 @@ class Metric:
     score: Callable[[ModelOutputs], Tensor] | None
     fit: CorpusFit | None = None
     track: Callable[[MetricOptions], Tracker] | None = None
+    learns: bool = False
 
     @property
     def averaged(self) -> bool:

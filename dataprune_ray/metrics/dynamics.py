@@ -136,6 +136,24 @@ def _logit_margin(epoch: Epoch) -> Tensor:
     return _margin(epoch.logits.double(), epoch)
 
 
+def _loss(epoch: Epoch) -> Tensor:
+    return -epoch.log_probabilities.gather(-1, epoch.known_labels()[:, None])[:, 0]
+
+
+def _error(epoch: Epoch) -> Tensor:
+    index = epoch.known_labels()[:, None]
+    others = epoch.probabilities.scatter(-1, index, 0.0)
+    return (others.square().sum(dim=-1) + others.sum(dim=-1).square()).sqrt()
+
+
+def _mean_loss(_: MetricOptions) -> Tracker:
+    return _Moments(_loss, "mean")
+
+
+def _mean_el2n(_: MetricOptions) -> Tracker:
+    return _Moments(_error, "mean")
+
+
 def _aum(_: MetricOptions) -> Tracker:
     return _Moments(_probability_margin, "mean")
 
@@ -276,6 +294,36 @@ DUAL = Metric(
     cost="forward pass per checkpoint",
     score=None,
     track=_dual,
+)
+
+MEAN_LOSS = Metric(
+    name="mean_loss",
+    summary="mean over the checkpoints of -log p_y",
+    advice="not on noisy labels without cutting the noisiest rows first",
+    needs=_NEEDS,
+    polarity="high",
+    low=0.0,
+    high=math.inf,
+    noise_end="high",
+    regression=False,
+    cost="forward pass per checkpoint",
+    score=None,
+    track=_mean_loss,
+)
+
+MEAN_EL2N = Metric(
+    name="mean_el2n",
+    summary="mean over the checkpoints of ||p - onehot(y)||_2: el2n before rows are known by heart",
+    advice="not at a keep fraction under about 0.2, nor on noisy labels: the hard end collapses",
+    needs=_NEEDS,
+    polarity="high",
+    low=0.0,
+    high=math.sqrt(2.0),
+    noise_end="high",
+    regression=False,
+    cost="forward pass per checkpoint",
+    score=None,
+    track=_mean_el2n,
 )
 
 TDDS = Metric(

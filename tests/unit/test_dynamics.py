@@ -92,6 +92,10 @@ REFERENCES = {
     "dual": lambda rows, y, j: statistics.fmean(
         statistics.stdev(w) * (1 - statistics.fmean(w)) for w in windows(own(rows, y), j)
     ),
+    "mean_loss": lambda rows, y, _: statistics.fmean(-log_softmax(z)[y] for z in rows),
+    "mean_el2n": lambda rows, y, _: statistics.fmean(
+        math.sqrt(sum((q - (c == y)) ** 2 for c, q in enumerate(softmax(z)))) for z in rows
+    ),
     "tdds": tdds,
 }
 

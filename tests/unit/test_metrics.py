@@ -456,7 +456,7 @@ def test_a_confidently_right_row_matters_less_than_a_wrong_one(name):
 def test_the_entry_is_complete(name):
     metric = METRICS[name]
     assert metric.name == name
-    ways = [metric.score, metric.fit, metric.track]
+    ways = [metric.score, metric.fit, metric.track, metric.learns or None]
     assert sum(way is not None for way in ways) == (1 if metric.needs else 0)
     assert metric.low < metric.high
     assert metric.summary
@@ -504,9 +504,8 @@ def test_a_corpus_that_cannot_give_a_metric_is_refused(name, labelled, regressio
     if lacks:
         assert "--label" in str(caught.value)
     else:
-        assert "regression; use grad_norm, grad_norm_full, inverse_density, loss" in str(
-            caught.value
-        )
+        usable = sorted(name for name, metric in METRICS.items() if metric.regression)
+        assert f"regression; use {', '.join(usable)}" in str(caught.value)
 
 
 def test_an_unknown_metric_lists_the_known_ones():
