@@ -38,7 +38,7 @@ class Arm:
         fragments: names of its score files.
         rule: which rows are kept; None where ``decisions`` say it, or for all scored rows.
         decisions: folder of a finished run's decisions, which then say it.
-        grouped: the rule tells classes apart.
+        group_column: column of the score table with the rule's groups; None: it has none.
         seed: of the rule's hashes.
         weighted: its rows are trained on with the weights of the decisions or of the rule.
     """
@@ -48,7 +48,7 @@ class Arm:
     fragments: tuple[str, ...]
     rule: KeepRule | None = None
     decisions: str | None = None
-    grouped: bool = False
+    group_column: str | None = None
     seed: int = 0
     weighted: bool = False
 
@@ -111,8 +111,8 @@ def kept_rows(arm: Arm, fragment: str) -> KeptRows:
     if arm.rule is not None and "scores" in arm.rule.columns:
         wanted.append(arm.rule.metric)
     wanted += () if arm.rule is None else arm.rule.others
-    if arm.grouped:
-        wanted.append(schema.LABEL)
+    if arm.group_column is not None:
+        wanted.append(arm.group_column)
     with open_input(path) as file:
         table = pq.read_table(file, columns=list(dict.fromkeys(wanted)), use_threads=False)
     table = table.filter(table[schema.ERROR].is_null())
@@ -124,9 +124,9 @@ def kept_rows(arm: Arm, fragment: str) -> KeptRows:
     scores = groups = None
     if arm.rule.metric in table.column_names:
         scores = table[arm.rule.metric].to_numpy()
-    if arm.grouped:
+    if arm.group_column is not None:
         codes = {name: code for code, name in enumerate(arm.rule.groups)}
-        groups = group_codes(table[schema.LABEL].combine_chunks(), codes, path)
+        groups = group_codes(table[arm.group_column].combine_chunks(), codes, path)
     others = {name: table[name].to_numpy() for name in arm.rule.others}
     block = Block(scores, seeded_hash(hashes, arm.seed), groups, others=others)
     kept = arm.rule.apply(block)

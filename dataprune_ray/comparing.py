@@ -197,7 +197,7 @@ def _fold_round(
                     cut.scores,
                     cut.fragments,
                     rule=cut.rule,
-                    grouped=cut.grouped,
+                    group_column=cut.group_column,
                     seed=one.config.select.seed,
                     weighted=config.arms.use_weights and one.weighted,
                 )
@@ -244,7 +244,7 @@ def _random_entries(
                 scores,
                 fragments,
                 rule=rule,
-                grouped=kind == RANDOM_BALANCED,
+                group_column=table.group_column,
                 seed=_RANDOM_SEED + seed,
             )
             yield Entry(arm, seed)

@@ -32,7 +32,10 @@ _REASONS = (*REASONS, RESCUED)
 
 @dataclass(frozen=True)
 class WritePlan:
-    """What every writing task is told; ``quality`` is read where there is a ``rescue``."""
+    """What every writing task is told; ``quality`` is read where there is a ``rescue``.
+
+    ``group_column`` of the score table has the rule's groups; None where it has none.
+    """
 
     root: str
     format: str
@@ -41,13 +44,19 @@ class WritePlan:
     scores: str
     metric: str
     rule: KeepRule
-    grouped: bool
+    group_column: str | None
     seed: int
     label_type: pa.DataType
     quality: str = ""
     rescue: Rescue | None = None
     compression: str = "snappy"
     group_rows: int = 65_536
+
+    @property
+    def layout(self) -> pa.Schema:
+        """Schema of the decisions."""
+        grouped = self.group_column == schema.GROUP
+        return schema.decision_schema(self.label_type, grouped=grouped)
 
     def score_file(self, fragment: Fragment) -> str:
         """The fragment's score file."""
@@ -124,7 +133,7 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
     if found is not None:
         return position, replace(found, reused=found.rows)
     counts = Decided()
-    layout = schema.decision_schema(plan.label_type)
+    layout = plan.layout
     bad: list[pa.Table] = []
     with (
         open_input(plan.score_file(fragment)) as file,
@@ -159,7 +168,14 @@ def _basis(plan: WritePlan, fragment: Fragment) -> str:
     scored = stamp(plan.score_file(fragment))
     judged = stamp(join(plan.quality, f"{fragment.name}.parquet")) if plan.rescue else None
     rule = json.dumps(plan.rule.to_json())
-    content = (rule, plan.metric, plan.grouped, plan.seed, str(plan.label_type), repr(plan.rescue))
+    content = (
+        rule,
+        plan.metric,
+        plan.group_column,
+        plan.seed,
+        str(plan.label_type),
+        repr(plan.rescue),
+    )
     return hashlib.sha256(repr((*content, scored, judged)).encode()).hexdigest()
 
 
@@ -186,13 +202,12 @@ def _quality(plan: WritePlan, name: str) -> pa.Table | None:
 def _decisions(
     plan: WritePlan, table: pa.Table, evidence: Evidence | None, counts: Decided
 ) -> pa.Table:
-    layout = schema.decision_schema(plan.label_type)
     scores = table[plan.metric].to_numpy()
     hashes = table[schema.ROW_HASH].to_numpy()
     block = Block(
         scores=scores,
         hashes=seeded_hash(hashes, plan.seed),
-        groups=_codes(plan, table) if plan.grouped else None,
+        groups=_codes(plan, table) if plan.group_column is not None else None,
         others={name: table[name].to_numpy() for name in plan.rule.others},
     )
     kept = plan.rule.apply(block)
@@ -221,8 +236,9 @@ def _decisions(
             pa.array(reasons, pa.int8()), pa.array(_REASONS, pa.string())
         ),
         pa.array(weights),
+        *([table[schema.GROUP]] if schema.GROUP in plan.layout.names else []),
     ]
-    return pa.table(columns, schema=layout)
+    return pa.table(columns, schema=plan.layout)
 
 
 def identity_sum(hashes: npt.NDArray[np.uint64]) -> int:
@@ -240,7 +256,7 @@ def identity_sum(hashes: npt.NDArray[np.uint64]) -> int:
 
 def _codes(plan: WritePlan, table: pa.Table) -> npt.NDArray[np.int32]:
     codes = {name: code for code, name in enumerate(plan.rule.groups)}
-    return group_codes(table[schema.LABEL].combine_chunks(), codes, plan.scores)
+    return group_codes(table[plan.group_column].combine_chunks(), codes, plan.scores)
 
 
 def _tally(values: npt.NDArray[Any]) -> Counter[str]:

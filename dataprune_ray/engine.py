@@ -146,7 +146,16 @@ class ScorePlan:
     @property
     def layout(self) -> pa.Schema:
         """Schema of what the actors write, temporary columns among it."""
-        return schema.score_schema(self.rows.label.type, self.direct, self.temporary)
+        return self._layout(self.direct, self.temporary)
+
+    @property
+    def finished(self) -> pa.Schema:
+        """Schema of a score file after all second stages."""
+        return self._layout(self.metrics, {})
+
+    def _layout(self, metrics: tuple[str, ...], temporary: dict[str, pa.DataType]) -> pa.Schema:
+        grouped = self.rows.group is not None
+        return schema.score_schema(self.rows.label.type, metrics, temporary, grouped=grouped)
 
     @property
     def placed(self) -> frozenset[str]:
@@ -310,6 +319,8 @@ class Engine:
             schema.LABEL: batch.stored,
             schema.ERROR: pa.array(errors, pa.string()),
         }
+        if batch.group is not None:
+            arrays[schema.GROUP] = batch.group
         for name in columns.keys() & set(layout.names):
             kind, values = layout.field(name).type, columns[name]
             if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind):

@@ -81,7 +81,8 @@ class JudgePlan:
     def layout(self) -> pa.Schema:
         """Schema of a quality file."""
         top = min(TOP, max(1, len(self.classes)))
-        return schema.quality_schema(self.rows.label.type, top, self.others)
+        grouped = self.rows.group is not None
+        return schema.quality_schema(self.rows.label.type, top, self.others, grouped=grouped)
 
     def path(self, fragment: Fragment) -> str:
         """The fragment's quality file."""
@@ -221,6 +222,7 @@ def judge_fragment(plan: JudgePlan, fragment: Fragment) -> int:
 
 def _scored(plan: JudgePlan, fragment: Fragment) -> pa.Table:
     wanted = [schema.ROW_HASH, schema.LABEL, plan.metric, schema.ERROR, *plan.others]
+    wanted += [] if plan.rows.group is None else [schema.GROUP]
     columns = list(dict.fromkeys(wanted))
     with open_input(join(plan.scores, f"{fragment.name}.parquet")) as file:
         return pq.read_table(file, columns=columns, use_threads=False)
@@ -289,6 +291,7 @@ def _write(
 ) -> None:
     missing = ~found.judged
     classless = missing if plan.classes else np.ones(len(missing), np.bool_)
+    others = [*plan.others, *([] if plan.rows.group is None else [schema.GROUP])]
     names = pa.array(plan.classes, pa.string()).cast(plan.rows.label.type)
     best = found.top_class[:, 0] if plan.classes else np.zeros(len(missing), np.int32)
     arrays = {
@@ -305,7 +308,7 @@ def _write(
         schema.AGREEMENT: pa.array(found.agreement, mask=classless),
         schema.DISTANCE: pa.array(found.distance, mask=missing),
         schema.CLUSTER: pa.array(found.cluster, mask=missing),
-        **{name: scored[name] for name in plan.others},
+        **{name: scored[name] for name in others},
     }
     table = pa.table([arrays[name] for name in plan.layout.names], schema=plan.layout)
     note = {"census": plan.census, "rows": len(missing), "judged": int(found.judged.sum())}

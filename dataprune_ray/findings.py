@@ -47,12 +47,14 @@ class QualityTable:
         names: names of the fragments.
         classes: class labels by code; none for regression and unlabelled corpora.
         seed: of the row hashes.
+        group_column: of the groups that have quotas.
     """
 
     folder: str
     names: tuple[str, ...]
     classes: tuple[str, ...]
     seed: int
+    group_column: str = schema.LABEL
 
     @property
     def paths(self) -> list[str]:

@@ -130,7 +130,7 @@ class Work:
     @property
     def layout(self) -> pa.Schema:
         """Schema of a finished score file."""
-        return schema.score_schema(self.plan.rows.label.type, self.plan.metrics)
+        return self.plan.finished
 
     def reads(self, *, whole: bool = False) -> list[str]:
         """Columns that second stages read file by file, or all of them."""

@@ -31,7 +31,7 @@ class FoldCut:
     scores: str
     fragments: tuple[str, ...]
     rule: KeepRule
-    grouped: bool
+    group_column: str | None
     kept: int
 
 
@@ -91,5 +91,4 @@ def _cut(subject: Subject, inside: Understanding, plan: ScorePlan) -> FoldCut:
     table = stages.score_table(subject.config, inside, fragments, plan.folder)
     rule = select(table, subject.config.select, inside.info)
     kept = int(sum(kept_counts(table, rule)))
-    grouped = inside.strategy.needs_labels
-    return FoldCut(inside.rows, plan.folder, names_of(fragments), rule, grouped, kept)
+    return FoldCut(inside.rows, plan.folder, names_of(fragments), rule, table.group_column, kept)

@@ -170,7 +170,8 @@ def _cutoff_of_rows(cutoffs: dict[str, float | None], batch: pa.RecordBatch) -> 
     if set(cutoffs) <= {""}:
         value = cutoffs.get("")
         return np.nan if value is None else value
-    names = batch.column(schema.LABEL).cast(pa.string()).to_pylist()
+    column = schema.GROUP if schema.GROUP in batch.schema.names else schema.LABEL
+    names = batch.column(column).cast(pa.string()).to_pylist()
     values = [cutoffs.get(name) for name in names]
     return np.array([np.nan if value is None else value for value in values])
 

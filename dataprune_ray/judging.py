@@ -118,6 +118,7 @@ def judge_rows(
         names=tuple(fragment.name for fragment in corpus.fragments),
         classes=plan.classes,
         seed=config.select.seed,
+        group_column=schema.LABEL if plan.rows.group is None else schema.GROUP,
     )
 
 

@@ -208,6 +208,7 @@ def _scored(
             config, corpus, understanding, proxies, output, found, reuse
         )
     stages.check_bad_rows(config, output, counts, journal)
+    understanding = stages.with_groups(understanding, corpus.fragments, scores)
     learned = stages.learned(understanding, scores, journal)
     return _Scored(corpus, understanding, tuple(proxies), tuple(counts), scores, learned)
 

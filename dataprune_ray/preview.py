@@ -268,9 +268,12 @@ def _block(
     scores = good[understanding.metrics[0].name].to_numpy()
     hashes = seeded_hash(good[schema.ROW_HASH].to_numpy(), config.select.seed)
     others = {metric.name: good[metric.name].to_numpy() for metric in understanding.metrics}
-    if not understanding.strategy.needs_labels:
+    if understanding.group_column is None:
         return Block(scores, hashes, others=others), ("",)
     groups = understanding.label.classes
+    if understanding.group_column == schema.GROUP:
+        labels = np.asarray(good[schema.GROUP].to_pylist(), object)
+        groups = tuple(sorted(set(labels)))
     code = {name: position for position, name in enumerate(groups)}
     codes = np.array([code[x] for x in labels], np.int32)
     return Block(scores, hashes, codes, others=others), groups

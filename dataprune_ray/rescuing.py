@@ -155,7 +155,7 @@ def _thinned(plain: KeepRule, scored: Population, quotas: Sequence[int]) -> Keep
     last = [skipped + quota if quota else 0 for skipped, quota in zip(ahead, quotas, strict=True)]
     cuts = exact_cut(scored, last, end=plain.end or "high", by_score=plain.end is not None)
     rule = _rule(plain, cuts, plain.end or "high", plain.metric)
-    sentence = f"{plain.explanation} Of these, the first {sum(quotas):,} of their classes."
+    sentence = f"{plain.explanation} Of these, the first {sum(quotas):,} of their groups."
     return replace(plain, bands=rule.bands, cutoffs=rule.cutoffs, explanation=sentence)
 
 
@@ -168,13 +168,13 @@ class Chosen:
 
     by: Eligible | Rescue
     groups: tuple[str, ...]
-    seed: int
+    table: QualityTable
     others: bool = False
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The deciding score, the identity, the evidence, and what screens look at."""
-        return (schema.SCORE, schema.ROW_HASH, *EVIDENCE, *self._others)
+        return (schema.SCORE, schema.ROW_HASH, self.table.group_column, *EVIDENCE, *self._others)
 
     @property
     def _others(self) -> tuple[str, ...]:
@@ -186,11 +186,12 @@ class Chosen:
         codes = None
         if self.groups != UNGROUPED:
             names = {name: code for code, name in enumerate(self.groups)}
-            codes = group_codes(batch.column(schema.LABEL), names, "quality table")
+            groups = batch.column(self.table.group_column)
+            codes = group_codes(groups, names, "quality table")
         identity = batch.column(schema.ROW_HASH).to_numpy(zero_copy_only=False)
         block = Block(
             batch.column(schema.SCORE).to_numpy(zero_copy_only=False),
-            seeded_hash(identity, self.seed),
+            seeded_hash(identity, self.table.seed),
             codes,
             others={
                 name: batch.column(name).to_numpy(zero_copy_only=False) for name in self._others
@@ -204,19 +205,19 @@ def parted(table: QualityTable, rescue: Rescue) -> tuple[Population, Population]
     """The rows that are not rescued and those that are, both with their deciding scores."""
     groups = rescue.far.groups
     sources = _sources(table, groups)
-    inside = replace(sources.scored, where=Chosen(rescue, groups, table.seed))
+    inside = replace(sources.scored, where=Chosen(rescue, groups, table))
     return sources.rest(rescue), inside
 
 
 def _sources(table: QualityTable, groups: tuple[str, ...]) -> Sources[ScoreTable]:
-    column = None if groups == UNGROUPED else schema.LABEL
+    column = None if groups == UNGROUPED else table.group_column
     scored = ScoreTable(table.paths, schema.SCORE, column, groups, table.seed)
 
     def candidates(eligible: Eligible) -> ScoreTable:
-        chosen = Chosen(eligible, groups, table.seed)
+        chosen = Chosen(eligible, groups, table)
         return replace(scored, metric=schema.DISTANCE, where=chosen)
 
     def rest(rescue: Rescue) -> ScoreTable:
-        return replace(scored, where=Chosen(rescue, groups, table.seed, others=True))
+        return replace(scored, where=Chosen(rescue, groups, table, others=True))
 
     return Sources(scored, candidates, rest)

@@ -10,6 +10,7 @@ row         int64                   position in that file, from 0
 key         string, nullable        value of the id column, or the WebDataset ``__key__``
 row_hash    uint64                  identity hash, without the seed (see ``io.identity``)
 label       as in the corpus        int64, string or float64; null if missing
+group       string                  value of ``--group-column``; only where that is given
 METRIC …    float32, nullable       one column per metric; null where ``error`` is set
 error       string, nullable        why the row could not be scored
 =========== ======================= =========================================================
@@ -26,6 +27,7 @@ ROW = "row"
 KEY = "key"
 ROW_HASH = "row_hash"
 LABEL = "label"
+GROUP = "group"
 ERROR = "error"
 OUTPUTS = "outputs"
 
@@ -67,7 +69,7 @@ PLACED: dict[str, pa.DataType] = {
 #: Columns that scoring stores for second stages, which remove them; None: a list of floats.
 TEMPORARY: dict[str, pa.DataType | None] = {OUTPUTS: None, **PLACED}
 #: Columns of the score table that are not metrics.
-RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, ERROR, *TEMPORARY})
+RESERVED = frozenset({FILE, ROW, KEY, ROW_HASH, LABEL, GROUP, ERROR, *TEMPORARY})
 
 _FILE_TYPE = pa.dictionary(pa.int32(), pa.string())
 
@@ -76,14 +78,20 @@ def score_schema(
     label_type: pa.DataType,
     metrics: Sequence[str],
     temporary: Mapping[str, pa.DataType] | None = None,
+    *,
+    grouped: bool = False,
 ) -> pa.Schema:
-    """Schema of one score file, with the temporary columns that it holds for second stages."""
+    """Schema of one score file, with the temporary columns that it holds for second stages.
+
+    ``grouped``: with the group of each row, by ``--group-column``.
+    """
     fields = [
         pa.field(FILE, _FILE_TYPE),
         pa.field(ROW, pa.int64()),
         pa.field(KEY, pa.string()),
         pa.field(ROW_HASH, pa.uint64()),
         pa.field(LABEL, label_type),
+        *([pa.field(GROUP, pa.string())] if grouped else []),
         *[pa.field(name, pa.float32()) for name in metrics],
         pa.field(ERROR, pa.string()),
     ]
@@ -91,12 +99,15 @@ def score_schema(
     return pa.schema(fields)
 
 
-def quality_schema(label_type: pa.DataType, top: int, others: Sequence[str] = ()) -> pa.Schema:
+def quality_schema(
+    label_type: pa.DataType, top: int, others: Sequence[str] = (), *, grouped: bool = False
+) -> pa.Schema:
     """Schema of one quality file: the rows of a score file in its order, judged out of fold.
 
-    ``score``, ``error`` and the score columns ``others`` are the score table's; ``unjudged`` says
-    why a row with a score has no judgement. ``top_class`` (class codes) and ``top_probability``
-    hold the ``top`` most probable classes. Columns are null where they do not apply.
+    ``score``, ``error``, the score columns ``others`` and, where ``grouped``, ``group`` are the
+    score table's; ``unjudged`` says why a row with a score has no judgement. ``top_class`` (class
+    codes) and ``top_probability`` hold the ``top`` most probable classes. Columns are null where
+    they do not apply.
     """
     return pa.schema(
         [
@@ -114,12 +125,16 @@ def quality_schema(label_type: pa.DataType, top: int, others: Sequence[str] = ()
             pa.field(DISTANCE, pa.float32()),
             pa.field(CLUSTER, pa.int32()),
             *[pa.field(name, pa.float32()) for name in others],
+            *([pa.field(GROUP, pa.string())] if grouped else []),
         ]
     )
 
 
-def decision_schema(label_type: pa.DataType) -> pa.Schema:
-    """Schema of one decisions file: every scored row, kept or dropped, and why."""
+def decision_schema(label_type: pa.DataType, *, grouped: bool = False) -> pa.Schema:
+    """Schema of one decisions file: every scored row, kept or dropped, and why.
+
+    ``grouped``: with the group that has a quota, where that is not the class.
+    """
     return pa.schema(
         [
             pa.field(FILE, _FILE_TYPE),
@@ -130,6 +145,7 @@ def decision_schema(label_type: pa.DataType) -> pa.Schema:
             pa.field(KEPT, pa.bool_()),
             pa.field(REASON, pa.dictionary(pa.int8(), pa.string())),
             pa.field(WEIGHT, pa.float32()),
+            *([pa.field(GROUP, pa.string())] if grouped else []),
         ]
     )
 

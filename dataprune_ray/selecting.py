@@ -7,18 +7,23 @@ and the driver merges as results arrive. Nothing is sorted, shuffled or collecte
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 
+from dataprune_ray import schema
 from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, Column, KeepRule, empty_block
+from dataprune_ray.errors import ConfigError
+from dataprune_ray.io.filesystems import open_input
 from dataprune_ray.io.scores import ScoreFiles, ScoreView, reduce_files
 from dataprune_ray.strategies import ScoreInfo, compile_rule, get_strategy
-from dataprune_ray.tasks import TASK_CPUS, unordered
+from dataprune_ray.tasks import TASK_CPUS, run_tasks, unordered
 
 S = TypeVar("S")
 
@@ -59,6 +64,43 @@ class ScoreTable(ScoreFiles):
         for result in results:
             merged = merge(merged, result)
         return merged
+
+
+#: Groups that quotas are counted for, at most.
+MOST_GROUPS = 10_000
+
+
+def distinct_groups(paths: Sequence[str]) -> tuple[str, ...]:
+    """The values of the group column of all scored rows, in order.
+
+    Raises:
+        ConfigError: there are more than `MOST_GROUPS`.
+    """
+    chunks = [paths[i : i + _MOST_FILES] for i in range(0, len(paths), _MOST_FILES)]
+    found: set[str] = set()
+    for values in run_tasks(_groups_of, chunks):
+        found |= values
+        if len(found) > MOST_GROUPS:
+            raise ConfigError(
+                "group_column",
+                f"{len(found):,} values and more",
+                f"quotas are counted for {MOST_GROUPS:,} at most; name a coarser column",
+            )
+    return tuple(sorted(found))
+
+
+def _groups_of(paths: Sequence[str]) -> set[str]:
+    """The groups of the scored rows of some files; a few more than `MOST_GROUPS` at most."""
+    found: set[str] = set()
+    for path in paths:
+        with open_input(path) as file:
+            parquet = pq.ParquetFile(file)
+            for batch in parquet.iter_batches(columns=[schema.GROUP, schema.ERROR]):
+                right = batch.filter(pc.is_null(batch.column(schema.ERROR)))
+                found.update(right.column(schema.GROUP).unique().to_pylist())
+                if len(found) > MOST_GROUPS:
+                    return found
+    return found
 
 
 def _log(text: str) -> None:

@@ -7,11 +7,12 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-from dataprune_ray import galleries, incremental, manifest, telemetry
+from dataprune_ray import galleries, incremental, manifest, schema, telemetry
 from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
 from dataprune_ray.cluster import Cluster, pool_of
 from dataprune_ray.config import AUTO, PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
+from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.deciding import Decided, WritePlan, decide
 from dataprune_ray.engine import FragmentCount, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
@@ -39,7 +40,7 @@ from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.report import render, to_json
 from dataprune_ray.rescuing import parted
 from dataprune_ray.scoring import score
-from dataprune_ray.selecting import ScoreTable
+from dataprune_ray.selecting import ScoreTable, distinct_groups
 from dataprune_ray.strategies import get_strategy
 from dataprune_ray.training import TrainResult
 from dataprune_ray.unchanged import settled
@@ -190,16 +191,32 @@ def check_bad_rows(
         journal.warn(f"{bad:,} of {rows:,} rows are bad and quarantined")
 
 
+def with_groups(
+    understanding: Understanding, fragments: Iterable[Fragment], scores: str
+) -> Understanding:
+    """With the values of the group column, where one is given."""
+    if understanding.rows.group is None:
+        return understanding
+    paths = [join(scores, f"{fragment.name}.parquet") for fragment in fragments]
+    return replace(understanding, groups=distinct_groups(paths))
+
+
 def score_table(
     config: PruneConfig, understanding: Understanding, fragments: Iterable[Fragment], scores: str
 ) -> ScoreTable:
     """The score table as the population that the strategy cuts."""
-    grouped = understanding.strategy.needs_labels
+    paths = [join(scores, f"{fragment.name}.parquet") for fragment in fragments]
+    column = understanding.group_column
+    groups: tuple[str, ...] = UNGROUPED
+    if column is not None:
+        classed = column == schema.LABEL
+        known = understanding.label.classes if classed else understanding.groups
+        groups = known or distinct_groups(paths)
     return ScoreTable(
-        paths=[join(scores, f"{fragment.name}.parquet") for fragment in fragments],
+        paths=paths,
         metric=understanding.metrics[0].name,
-        group_column="label" if grouped else None,
-        groups=understanding.label.classes if grouped else ("",),
+        group_column=column,
+        groups=groups,
         seed=config.select.seed,
     )
 
@@ -222,7 +239,7 @@ def write_plan(
         scores=scores,
         metric=understanding.metrics[0].name,
         rule=rule,
-        grouped=understanding.strategy.needs_labels,
+        group_column=understanding.group_column,
         seed=config.select.seed,
         label_type=understanding.label.type,
         quality=output.path("quality"),

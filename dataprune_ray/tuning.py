@@ -153,7 +153,7 @@ class Bench:
             self.scores,
             names_of(fragments),
             rule=select(table, settings, chosen.info),
-            grouped=strategy.needs_labels,
+            group_column=table.group_column,
             seed=self.config.select.seed,
         )
 
@@ -196,7 +196,7 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
     label = understanding.label
     if label.column is None:
         raise ConfigError("strategy", "auto", "trains models to choose, so it needs labels")
-    grouped = label.task == "classification"
+    grouped = label.task == "classification" or understanding.rows.group is not None
     for text in config.tune.candidates:
         one = Candidate.parse(text)
         if get_strategy(one.strategy).needs_labels and not grouped:
@@ -279,7 +279,8 @@ def _best_at(
 ) -> Tuned:
     """Successive halving at one keep fraction, then the confirmation."""
     config = bench.config
-    grouped = bench.understanding.label.task == "classification"
+    known = bench.understanding
+    grouped = known.label.task == "classification" or known.rows.group is not None
     tried = candidates(config.tune.candidates, keep, noise_share, grouped=grouped)
     arms = {one: bench.arm(one, keep) for one in tried}
     alive = list(tried)

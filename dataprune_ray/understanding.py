@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import TypeAdapter
@@ -15,7 +15,7 @@ from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.engine import Judges, Learning, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
-from dataprune_ray.features import FeatureSpec, LabelSpec, recognise
+from dataprune_ray.features import FeatureSpec, LabelSpec, check_group_column, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, redact, write_bytes
@@ -53,6 +53,7 @@ class Understanding:
     """What a run knows of its corpus; ``notes`` say what was recognised.
 
     The first of ``metrics`` decides; ``noise`` is the one that noise is cut by before that.
+    ``groups`` are the values of the group column, once the score table is there.
     """
 
     rows: RowPlan
@@ -63,11 +64,19 @@ class Understanding:
     space: str = MODEL
     space_column: FeatureSpec | None = None
     noise: Metric | None = None
+    groups: tuple[str, ...] = ()
 
     @property
     def label(self) -> LabelSpec:
         """The label."""
         return self.model.label
+
+    @property
+    def group_column(self) -> str | None:
+        """Column of the score table whose values have quotas; None where the strategy has none."""
+        if not self.strategy.needs_labels:
+            return None
+        return schema.LABEL if self.rows.group is None else schema.GROUP
 
     @property
     def info(self) -> ScoreInfo:
@@ -76,7 +85,8 @@ class Understanding:
         told_by = None
         if noise is not None and noise.noise_end is not None:
             told_by = (noise.name, noise.noise_end)
-        return ScoreInfo(first.name, first.polarity, first.low, first.high, told_by)
+        what: Literal["class", "group"] = "class" if self.rows.group is None else "group"
+        return ScoreInfo(first.name, first.polarity, first.low, first.high, told_by, what)
 
     @property
     def needs_model(self) -> bool:
@@ -184,8 +194,17 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     found = recognise(config.corpus, corpus.schema, first_rows(corpus))
     label = found.label
     check_metrics(metrics, labelled=label.column is not None, regression=label.task == "regression")
-    if strategy.needs_labels and (label.column is None or label.task == "regression"):
-        raise ConfigError("strategy", strategy.name, "needs a class label; name one with --label")
+    group = config.corpus.group_column
+    if group is not None:
+        check_group_column(group, corpus.schema, first_rows(corpus))
+    classed = label.column is not None and label.task == "classification"
+    if strategy.needs_labels and not classed and group is None:
+        raise ConfigError(
+            "strategy",
+            strategy.name,
+            "needs a class label, or another column to balance by; name one with --label or "
+            "--group-column",
+        )
     judged = model_needs(metrics, config.score.space)
     if judged and label.column is None and not config.model.given and not config.run.scores:
         raise ConfigError(
@@ -194,6 +213,7 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     model = resolve_spec(config.model, config.corpus, found.features, label)
     seed = config.select.seed
     rows = RowPlan.of(corpus, model.features, label, config.corpus.id_column, seed)
+    rows = replace(rows, group=group)
     notes = (*found.notes, f"model {model.name}")
     column = None
     if any("space" in metric.needs for metric in metrics):
@@ -373,6 +393,7 @@ def save(
     content = {
         "corpus": corpus.fingerprint(),
         "id_column": understanding.rows.id_column,
+        "group_column": understanding.rows.group,
         "features": asdict(understanding.rows.features),
         "label": asdict(understanding.rows.label),
         "metrics": [metric.name for metric in understanding.metrics],
@@ -395,6 +416,11 @@ def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Unders
         raise ConfigError("scores", folder, "belongs to another corpus or its files changed since")
     if saved["id_column"] != understanding.rows.id_column:
         raise ConfigError("id_column", understanding.rows.id_column, f"was {saved['id_column']!r}")
+    group = understanding.rows.group
+    if group is not None and saved.get("group_column") != group:
+        held = saved.get("group_column")
+        advice = f"the score table was made with {held!r}; use that, or score the corpus again"
+        raise ConfigError("group_column", group, advice)
     for metric in understanding.metrics:
         if metric.name not in saved["metrics"]:
             raise ConfigError(

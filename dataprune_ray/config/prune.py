@@ -31,6 +31,11 @@ class CorpusConfig(Stage):
     id_column: str | None = Field(
         None, description="unique column that identifies a row; default: file and position"
     )
+    group_column: str | None = Field(
+        None,
+        description="column of text, integers or booleans whose values have the quotas of "
+        "class_balanced and random_balanced; default: the label",
+    )
     modality: Literal["auto", "image", "tensor", "tabular", "text"] = Field(
         "auto", description="what the features are; auto recognises it and says so"
     )
@@ -217,7 +222,9 @@ class SelectConfig(Stage):
         description="power of the scores as weights of --strategy weighted; 0: all alike",
     )
     bins: int = Field(50, ge=1, description="strata of --strategy stratified, of equal width")
-    class_floor: int = Field(0, ge=0, description="rows kept at least per class where balanced")
+    class_floor: int = Field(
+        0, ge=0, description="rows kept at least per class or group where balanced"
+    )
     seed: int = Field(0, ge=0, lt=2**63, description="of ties, random choices and the proxy")
 
     @property

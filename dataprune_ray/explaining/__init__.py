@@ -49,7 +49,7 @@ __all__ = [
 ]
 
 #: Columns of a quality table that are not its own.
-_SHARED = schema.RESERVED | {schema.SCORE}
+_SHARED = (schema.RESERVED - schema.TEMPORARY.keys()) | {schema.SCORE}
 
 
 def explain(

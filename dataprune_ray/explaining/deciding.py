@@ -115,7 +115,7 @@ def _bounds(band: Band) -> list[float]:
 
 def _kept_bounds(run: FinishedRun, row: Located, bands: list[Band]) -> list[float]:
     """The row's cutoff, and the bounds of bands that are closed at both ends."""
-    cutoff = run.rule.cutoffs.get((row.label or "") if run.strategy.needs_labels else "")
+    cutoff = run.rule.cutoffs.get(row.group)
     closed = [_bounds(band) for band in bands if band.score_low < band.score_high]
     bounds = [bound for pair in closed if len(pair) > 1 for bound in pair]
     return bounds if cutoff is None else [cutoff, *bounds]
@@ -128,7 +128,8 @@ def _nearest(score: float, bounds: list[float]) -> float | None:
 def _rank(run: FinishedRun, row: Located, counts: Counts) -> tuple[int, int, str]:
     """Rank, rows that are ranked, and in words which and by what."""
     in_class = run.strategy.needs_labels
-    where = f" within class {row.label}" if in_class else ""
+    kind = "class" if run.group_column == schema.LABEL else "group"
+    where = f" within {kind} {row.group}" if in_class else ""
     rows, end = counts.rows(in_class=in_class), run.rule.end
     if end is None:
         return counts.hash_rank(in_class=in_class), rows, f"by ascending hash{where}"

@@ -39,6 +39,7 @@ class Located:
         scores: score by metric; empty with an error.
         row_hash: identity hash, without the seed.
         block: the row as a block of the population that the strategy saw; None with an error.
+        group: the group that has a quota; '' where none have.
     """
 
     asked: str
@@ -54,6 +55,7 @@ class Located:
     scores: dict[str, float] = field(default_factory=dict)
     row_hash: int = 0
     block: Block | None = None
+    group: str = ""
 
     def one(self) -> Block:
         """The block of a row without error."""
@@ -192,6 +194,7 @@ def _batches(path: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
 def _read(run: FinishedRun, asked: str, hit: _Hit) -> Located:
     """The row's values; its block, where it has no error."""
     columns = [schema.LABEL, schema.ROW_HASH, schema.ERROR, *run.metrics]
+    columns += [] if run.group_column in (None, schema.LABEL) else [schema.GROUP]
     values = row_at(run.score_file(hit.fragment), hit.position, columns)
     raw, error = values[schema.LABEL], values[schema.ERROR]
     label = None if raw is None else str(raw)
@@ -200,15 +203,16 @@ def _read(run: FinishedRun, asked: str, hit: _Hit) -> Located:
         return Located(*where, label, error, raw)
     scores = {name: values[name] for name in run.metrics}
     identity = np.array([values[schema.ROW_HASH]], np.uint64)
-    grouped = run.strategy.needs_labels
-    code = run.rule.groups.index(label or "") if grouped else 0
+    column = run.group_column
+    group = "" if column is None else str(values[column])
+    code = 0 if column is None else run.rule.groups.index(group)
     block = Block(
         scores=np.array([scores[run.metric]], np.float32),
         hashes=seeded_hash(identity, run.config.select.seed),
         groups=np.array([code], np.int32),
         others={name: np.array([score], np.float32) for name, score in scores.items()},
     )
-    return Located(*where, label, None, raw, scores, values[schema.ROW_HASH], block)
+    return Located(*where, label, None, raw, scores, values[schema.ROW_HASH], block, group)
 
 
 def row_at(path: str, position: int, columns: list[str] | None = None) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dataprune_ray.io.filesystems import open_input
 _BATCH_ROWS = 1 << 16
 #: What is counted before the pairs (below, equal) of each metric.
 _ROWS, _HASH_BEFORE, _TIES_BEFORE, _METRICS = range(4)
-#: Scopes of the counts: all rows and the row's class, then what screens leave of both.
+#: Scopes of the counts: all rows and the row's class, then all that screens leave and the group.
 _LEFT = 2
 
 
@@ -32,9 +32,9 @@ class Counts:
     """Where a row stands among the scored rows.
 
     ``table`` int64 (4, 3 + 2 M): of all rows, of those of the row's class (zeros without classes),
-    and of both only those that no screen drops, how many there are, how many have a lower hash,
-    how many an equal deciding score and a lower hash; then for each of the M metrics how many
-    score below it and how many the same.
+    then of those that no screen drops all and those of the row's group, how many there are, how
+    many have a lower hash, how many an equal deciding score and a lower hash; then for each of
+    the M metrics how many score below it and how many the same.
     """
 
     metrics: tuple[str, ...]
@@ -107,14 +107,15 @@ def _count_files(
             scores = [batch.column(m).to_numpy(zero_copy_only=False) for m in run.metrics]
             others = dict(zip(run.metrics, scores, strict=True))
             left = ~run.rule.screened(Block(scores[0], seeded, others=others))
-            labels = batch.column(schema.LABEL)
             for position, row in enumerate(rows):
-                total[position] += _stand(run, row, seeded, scores, labels, left)
+                scopes = _scopes(run, row, batch, left)
+                total[position] += _stand(run, row, seeded, scores, scopes)
     return total
 
 
 def _good_rows(run: FinishedRun, name: str) -> Iterator[pa.RecordBatch]:
     columns = [schema.LABEL, schema.ROW_HASH, schema.ERROR, *run.metrics]
+    columns += [] if run.group_column in (None, schema.LABEL) else [schema.GROUP]
     with open_input(run.score_file(name)) as source, pq.ParquetFile(source) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=columns, use_threads=False):
             yield batch.filter(pc.is_null(batch.column(schema.ERROR)))
@@ -125,20 +126,31 @@ def _stand(
     row: Located,
     hashes: npt.NDArray[np.uint64],
     scores: list[npt.NDArray[np.float32]],
-    labels: Any,
-    left: npt.NDArray[np.bool_],
+    scopes: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.int64]:
-    """How one batch, of which some rows are ``left`` (n,), stands to one row: (4, 3 + 2 M)."""
+    """How one batch stands to one row, in each of the scopes (4, n): (4, 3 + 2 M)."""
     earlier = hashes < row.one().need_hashes()[0]
     own = [np.float32(row.scores[name]) for name in run.metrics]
     tests = [np.ones(len(hashes), np.bool_), earlier, earlier & (scores[0] == own[0])]
     for values, score in zip(scores, own, strict=True):
         tests += [values < score, values == score]
     stacked = np.stack(tests)  # (3 + 2 M, n)
-    found = np.zeros((2 * _LEFT, len(tests)), np.int64)
-    found[0], found[_LEFT] = stacked.sum(axis=1), stacked[:, left].sum(axis=1)
-    if run.classed:
-        same = pc.equal(labels, pa.scalar(row.raw_label, labels.type))
-        own = same.fill_null(False).to_numpy(zero_copy_only=False)
-        found[1], found[_LEFT + 1] = (stacked[:, m].sum(axis=1) for m in (own, own & left))
-    return found
+    return np.stack([stacked[:, scope].sum(axis=1) for scope in scopes])
+
+
+def _scopes(
+    run: FinishedRun, row: Located, batch: pa.RecordBatch, left: npt.NDArray[np.bool_]
+) -> npt.NDArray[np.bool_]:
+    """Which rows of a batch belong to each scope of a row, of which some are ``left``: (4, n)."""
+    nothing = np.zeros(batch.num_rows, np.bool_)
+    own = _equal(batch.column(schema.LABEL), row.raw_label) if run.classed else nothing
+    group = nothing
+    if run.group_column is not None:
+        value = row.raw_label if run.group_column == schema.LABEL else row.group
+        group = _equal(batch.column(run.group_column), value)
+    return np.stack([~nothing, own, left, group & left])
+
+
+def _equal(values: pa.Array, value: Any) -> npt.NDArray[np.bool_]:
+    same = pc.equal(values, pa.scalar(value, values.type)).fill_null(False)
+    return np.asarray(same.to_numpy(zero_copy_only=False))

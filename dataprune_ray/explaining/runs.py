@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import TypeAdapter
 
+from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig, SelectConfig
 from dataprune_ray.cutoff import NOISE, KeepRule, Population, unscreened
 from dataprune_ray.cutoff.population import UNGROUPED
@@ -69,6 +70,13 @@ class FinishedRun:
         return tuple(dict.fromkeys([self.metric, *self.plan["metrics"]]))
 
     @property
+    def group_column(self) -> str | None:
+        """Column of the score table whose values have quotas; None where none have."""
+        if not self.strategy.needs_labels:
+            return None
+        return schema.LABEL if self.config.corpus.group_column is None else schema.GROUP
+
+    @property
     def classed(self) -> bool:
         """Whether the labels are classes."""
         return self.label.column is not None and self.label.task == "classification"
@@ -95,17 +103,18 @@ class FinishedRun:
         for screen in self.rule.screens:
             end = METRICS[screen.column].noise_end if screen.reason == NOISE else None
             noise = noise if end is None else (screen.column, end)
-        return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high, noise)
+        what: Literal["class", "group"] = "group" if self.config.corpus.group_column else "class"
+        return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high, noise, what)
 
     @property
     def population(self) -> FilePopulation:
         """The scored rows, in the strategy's groups."""
-        grouped = self.strategy.needs_labels
+        column = self.group_column
         return FilePopulation(
             paths=[self.score_file(fragment.name) for fragment in self.fragments],
             metric=self.metric,
-            group_column="label" if grouped else None,
-            groups=self.rule.groups if grouped else UNGROUPED,
+            group_column=column,
+            groups=UNGROUPED if column is None else self.rule.groups,
             seed=self.config.select.seed,
         )
 

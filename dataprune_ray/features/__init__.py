@@ -10,19 +10,23 @@ from __future__ import annotations
 from dataprune_ray.features.columns import column, top_level
 from dataprune_ray.features.encode import encode, encode_example
 from dataprune_ray.features.encoded import Encoded
+from dataprune_ray.features.groups import NO_VALUE, check_group_column, group_values
 from dataprune_ray.features.labels import encode_labels
 from dataprune_ray.features.recognise import recognise
 from dataprune_ray.features.spec import FeatureSpec, LabelSpec, TabularColumn
 
 __all__ = [
+    "NO_VALUE",
     "Encoded",
     "FeatureSpec",
     "LabelSpec",
     "TabularColumn",
+    "check_group_column",
     "column",
     "encode",
     "encode_example",
     "encode_labels",
+    "group_values",
     "recognise",
     "top_level",
 ]

@@ -19,7 +19,15 @@ import pyarrow as pa
 
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import StorageError
-from dataprune_ray.features import FeatureSpec, LabelSpec, column, encode, encode_labels, top_level
+from dataprune_ray.features import (
+    FeatureSpec,
+    LabelSpec,
+    column,
+    encode,
+    encode_labels,
+    group_values,
+    top_level,
+)
 from dataprune_ray.features.digest import digests
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
@@ -44,7 +52,7 @@ class RowPlan:
     ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
     does not depend on how the corpus is cut. ``splits`` keep the rows that each of them admits.
     ``extra`` are features that are read besides those of the model; ``digests`` asks for digests
-    of the rows' content.
+    of the rows' content; ``group`` is a column whose values are groups of rows.
     """
 
     root: str
@@ -59,6 +67,7 @@ class RowPlan:
     splits: tuple[Split, ...] = ()
     extra: FeatureSpec | None = None
     digests: bool = False
+    group: str | None = None
 
     @classmethod
     def of(
@@ -128,6 +137,7 @@ class RowBatch:
     targets: npt.NDArray[Any]
     extra: npt.NDArray[np.float32] | None = None  # where the plan asks for it
     digests: npt.NDArray[np.uint64] | None = None
+    group: pa.Array | None = None  # text (n,), where the plan asks for it
     members: tuple[str, ...] = ()  # columns seen so far, where the format has no schema of its own
 
     def __len__(self) -> int:
@@ -145,7 +155,7 @@ def read_rows(
 def columns_to_read(plan: RowPlan) -> list[str]:
     """Stored columns that features, label and key come from."""
     paths = [*plan.features.columns, *(plan.extra.columns if plan.extra else ())]
-    paths += [p for p in (plan.label.column, plan.id_column) if p is not None]
+    paths += [p for p in (plan.label.column, plan.id_column, plan.group) if p is not None]
     key = get_reader(plan.format).key_column
     names = [top_level(path, plan.schema) for path in paths] + ([key] if key else [])
     return list(dict.fromkeys(names))
@@ -258,6 +268,7 @@ def _encode_batch(
         keys=keys,
         row_hash=row_hash,
         stored=stored,
+        group=None if plan.group is None else group_values(batch, plan.group),
         good=good,
         errors=errors,
         values=values,
@@ -326,6 +337,7 @@ def _failed(plan: RowPlan, span: Span, done: int, reason: str) -> Iterator[RowBa
             keys=pa.nulls(size, pa.string()),
             row_hash=hashes,
             stored=pa.nulls(size, plan.label.type),
+            group=None if plan.group is None else pa.nulls(size, pa.string()),
             good=np.zeros(size, bool),
             errors=dict.fromkeys(range(size), reason),
             values=np.zeros((0, *plan.features.shape), np.float32),

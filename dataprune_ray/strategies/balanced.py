@@ -1,4 +1,4 @@
-"""Keep the same fraction of every class, by score or at random.
+"""Keep the same fraction of every class, or of every value of a column, by score or at random.
 
 Use them where a global cut would starve classes of easy rows. Not for regression or unlabelled
 corpora, and not where the class balance itself is what should change.
@@ -24,9 +24,10 @@ from dataprune_ray.strategies.base import (
 
 
 def class_balanced(population: Population, config: SelectConfig, info: ScoreInfo) -> KeepRule:
-    """Keep ``floor(keep * n + 0.5)`` rows of each class by score, ``class_floor`` at least.
+    """Keep ``floor(keep * n + 0.5)`` rows of each group by score, ``class_floor`` at least.
 
-    First ``floor(beta * n + 0.5)`` rows of the class are cut as noise, from the kept end; fewer
+    Groups are the classes, or the values of another column.
+    First ``floor(beta * n + 0.5)`` rows of the group are cut as noise, from the kept end; fewer
     where the floor would not be reached.
 
     Raises:
@@ -46,7 +47,11 @@ def _balanced(
 ) -> KeepRule:
     """Cut each class by score from ``end``, or by hash where it is None."""
     if population.groups == UNGROUPED:
-        raise ConfigError("strategy", config.strategy, "needs class labels; name them with --label")
+        raise ConfigError(
+            "strategy",
+            config.strategy,
+            "needs class labels or groups; name them with --label or --group-column",
+        )
     share = decimal_fraction(config.keep)
     sizes = [int(size) for size in group_counts(population)]
     quotas = [max(share_of(share, size), min(size, config.class_floor)) for size in sizes]
@@ -84,11 +89,13 @@ def _explanation(
 ) -> str:
     chosen = f"with the {superlative(end)} {info.metric}" if end else "chosen by hash"
     if any(noise):
-        chosen += f" after {config.beta} of the class, {sum(noise):,} rows, is cut as noise"
-    sentence = f"Keep {config.keep:.6g} of each of {len(sizes):,} classes: exactly "
+        cut = f"{config.beta} of the {info.groups}, {sum(noise):,} rows,"
+        chosen += f" after {cut} is cut as noise"
+    kinds = "classes" if info.groups == "class" else "groups"
+    sentence = f"Keep {config.keep:.6g} of each of {len(sizes):,} {kinds}: exactly "
     sentence += f"{sum(quotas):,} of {sum(sizes):,} rows, those {chosen}"
     if config.class_floor:
-        sentence += f", and {config.class_floor:,} rows of each class at least"
+        sentence += f", and {config.class_floor:,} rows of each {info.groups} at least"
     return f"{sentence}."
 
 

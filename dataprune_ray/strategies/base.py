@@ -39,6 +39,7 @@ class ScoreInfo:
         polarity: the end worth keeping; "none" where the metric has no better end.
         low, high: range the metric can take; infinite where open.
         noise: score column that noise is cut by, and the end where it gathers; None: no such.
+        groups: what the groups with quotas are.
     """
 
     metric: str
@@ -46,6 +47,7 @@ class ScoreInfo:
     low: float = -math.inf
     high: float = math.inf
     noise: tuple[str, End] | None = None
+    groups: Literal["class", "group"] = "class"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Strategy:
         name: as in the registry.
         summary: one line, what it keeps.
         advice: one line, when not to use it.
-        needs_labels: the population must be grouped by label.
+        needs_labels: the population must be grouped, by label or another column.
         uses_score: False where scores are never looked at.
         uses_keep: the ``keep`` setting decides how many rows are kept.
         compile: ``(population, config, info) -> KeepRule``; raises ConfigError where the settings

@@ -197,6 +197,35 @@ def test_cut_again_without_a_model(digits, tmp_path):
         run(digits, tmp_path / "d", scores=f"{tmp_path}/a/scores", metric=["loss"])
 
 
+def test_quotas_of_another_column_after_noise(digits, tmp_path):
+    names = ["web", None, "book"]
+    source = [names[0 if i % 10 < 6 else 1 if i % 10 < 9 else 2] for i in range(1797)]
+    table = digits["table"].append_column("source", pa.array(source))
+    folder, out = write_parquet(tmp_path / "in", table, files=3), tmp_path / "out"
+    changes = {"input": folder, "strategy": "class_balanced", "group_column": "source"}
+    changes |= {"noise_cut": 0.1, "noise_metric": "margin", "keep": 0.3}
+    manifest = run(digits, out, **changes)
+    scores = pq.read_table(out / "scores").to_pandas()
+    decisions = pq.read_table(out / "decisions").to_pandas()
+    assert decisions["group"].tolist() == [name or "(null)" for name in source]
+    noise = decisions["reason"] == "dropped: cut as noise"
+    assert noise.sum() == manifest["reasons"]["dropped: cut as noise"] == 180
+    assert scores["margin"][noise].max() <= scores["margin"][~noise].min()
+    for name, left in decisions[~noise].groupby("group"):
+        kept = left[left["kept"]]
+        assert len(kept) == int(len(left) * 539 / 1617 + 0.5), name
+        assert kept["score"].min() >= left[~left["kept"]]["score"].max()
+    assert manifest["rows"]["kept"] == decisions["kept"].sum()
+    assert set(manifest["rule"]["cutoffs"]) == {"web", "(null)", "book"}
+    (found,) = explain(str(out), [place_of(digits, int(decisions.index[decisions["kept"]][0]))])
+    assert "within group" in found.decision.ranked
+    assert found.flip.keep is not None
+    again = {**changes, "scores": str(out / "scores"), "strategy": "random_balanced"}
+    assert run(digits, tmp_path / "two", **again)["reasons"]["dropped: cut as noise"] == 180
+    with pytest.raises(ConfigError, match="group_column='id': the score table was made with"):
+        run(digits, tmp_path / "three", **{**again, "group_column": "id"})
+
+
 def test_finished_changed_overwritten(digits, tmp_path):
     out = tmp_path / "out"
     first = run(digits, out)

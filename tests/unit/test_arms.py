@@ -105,7 +105,7 @@ def test_decisions_say_which_rows_a_finished_run_keeps(tmp_path):
 
 def test_a_rule_is_applied_with_its_groups(tmp_path):
     rule = KeepRule((Band(1, 3.0, np.inf),), ("0", "1"), "loss", "high", "", {"0": None, "1": 3.0})
-    arm = Arm("pruned", write_scores(tmp_path), ("f",), rule=rule, grouped=True)
+    arm = Arm("pruned", write_scores(tmp_path), ("f",), rule=rule, group_column=schema.LABEL)
     assert kept_hashes(arm, "f").tolist() == [13, 15]
 
 
