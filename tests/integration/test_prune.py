@@ -258,15 +258,17 @@ def test_unfinished_run_continues(digits, tmp_path):
     assert [p["sha256"] for p in resumed["outputs"]] == [p["sha256"] for p in first["outputs"]]
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0.0, 0), (1.0, 1797), (0.3, 539)])
-def test_ties_are_cut_exactly(digits, tmp_path, keep, kept):
+def test_ties_are_cut_exactly(digits, tmp_path):
     state = {"1.weight": torch.zeros(10, 64), "1.bias": torch.zeros(10)}
     torch.save(state, tmp_path / "zero.pt")
-    manifest = run(digits, tmp_path / "out", checkpoint=[str(tmp_path / "zero.pt")], keep=keep)
-    assert manifest["rows"]["kept"] == kept
-    table = pq.read_table(tmp_path / "out" / "data")
-    assert table.num_rows == kept
-    assert table.schema.equals(digits["table"].schema)
+    scored = {"checkpoint": [str(tmp_path / "zero.pt")]}
+    for keep, kept in ((0.3, 539), (0.0, 0), (1.0, 1797)):
+        out = tmp_path / f"keep-{keep}"
+        assert run(digits, out, **scored, keep=keep)["rows"]["kept"] == kept
+        table = pq.read_table(out / "data")
+        assert table.num_rows == kept
+        assert table.schema.equals(digits["table"].schema)
+        scored = {"scores": f"{tmp_path}/keep-0.3/scores", "checkpoint": []}
 
 
 def test_bad_rows_are_quarantined_with_their_reason(digits, tmp_path, monkeypatch):
