@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dataprune_ray import cli, summary
+from dataprune_ray import catalogue, cli, summary
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.io.filesystems import redact
 from dataprune_ray.status import status
@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> Mapping[str, Any]:
         config, _ = cli.parse(PruneConfig, arguments, str(__doc__), {})
+        if config.run.list:
+            print(catalogue.text())  # noqa: T201
+            return catalogue.catalogue()
         if config.run.status is not None:
             found = status(config.run.status)
             print(found.text())  # noqa: T201

@@ -22,6 +22,7 @@ OPERATIONAL = frozenset(
         "dry_run",
         "explain",
         "json",
+        "list",
         "max_bad_rows",
         "max_failures",
         "num_gpus",

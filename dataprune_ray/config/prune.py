@@ -251,6 +251,7 @@ class RunConfig(Stage):
     address: str | None = Field(None, description="Ray cluster to join; default: a local Ray")
     dry_run: bool = Field(False, description="score a sample and print what a run would do")
     sample_rows: int = Field(2_000, ge=1, description="rows that --dry-run scores")
+    list: bool = Field(False, description="print every metric and strategy, and when not to use it")
     status: str | None = Field(
         None, description="an output directory: say what is done of its run and what is left"
     )
