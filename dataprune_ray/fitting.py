@@ -232,9 +232,9 @@ def _shuffled(work: Work, paths: list[str]) -> Work:
         return work
     space = load_space(work.plan.space_path)
     assert space is not None  # noqa: S101 - rows have been placed in it
-    buckets = find_redundant(
-        work.plan.folder, paths, space.spheres, space.width, work.plan.options.duplicate_epsilon
-    )
+    clusters, width = space.spheres
+    epsilon = work.plan.options.duplicate_epsilon
+    buckets = find_redundant(work.plan.folder, paths, clusters, width, epsilon)
     return replace(work, found={**work.found, _BUCKETS: np.array(buckets)})
 
 

@@ -302,6 +302,7 @@ def score_plan(
             clusters=score.clusters,
             neighbours=config.quality.neighbours,
             survey_rows=score.survey_rows,
+            whiten=score.whiten,
         ),
         learning=_learning(config, understanding),
     )

@@ -147,6 +147,11 @@ class ScoreConfig(Stage):
         description="redundancy compares with rows that are kept: those of a cosine up to 1 minus "
         "this to all kept before; default: --dedup, or 0.05",
     )
+    whiten: bool = Field(
+        True,
+        description="decorrelate the features whose cosines redundancy compares: in a classifier's "
+        "plain ones all rows of a class look alike",
+    )
     surprisal_weight: float = Field(0.6, ge=0, description="weight of surprisal in information")
     mutual_information_weight: float = Field(
         0.4, ge=0, description="weight of mutual_information in information"

@@ -21,7 +21,7 @@ from dataprune_ray.space.clusters import spherical_k_means
 from dataprune_ray.space.steady import in_blocks
 
 #: Rows of a cluster above which it is split.
-MOST_ROWS = 16_384
+MOST_ROWS = 32_768
 _SAMPLE = 16_384
 _DEEPEST = 4
 _BLOCK = 256
@@ -30,7 +30,7 @@ _TINY = 1e-12
 Vectors = NDArray[np.float32]
 
 
-def normalised(features: NDArray[np.float32]) -> Vectors:
+def normalised(features: NDArray[np.floating]) -> Vectors:
     """Features (n, D) scaled to length 1; zeros stay zeros."""
     exact = features.astype(np.float64)
     length = np.sqrt((exact**2).sum(axis=1, keepdims=True))

@@ -24,12 +24,13 @@ from dataprune_ray.space.clusters import k_means, spherical_k_means
 from dataprune_ray.space.density import Density, fit_density, log_density
 from dataprune_ray.space.duplicates import nearest_direction, normalised
 from dataprune_ray.space.neighbours import Sample
-from dataprune_ray.space.steady import Rows, distances, nearest_centre
+from dataprune_ray.space.steady import Rows, distances, in_blocks, nearest_centre
+from dataprune_ray.space.whitening import whitening
 
 #: Sources of features besides a stored column.
 MODEL, INPUTS = "model", "inputs"
 _MOST_CLUSTERS = 64
-_ROWS_PER_SPHERE = 4096
+_ROWS_PER_SPHERE = 8192
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class SpaceOptions:
             sample, at most 64.
         neighbours: nearest rows of the sample that are asked.
         survey_rows: rows of the sample, at most.
+        whiten: whether vectors are whitened features (see `space.whitening`), or plain ones.
     """
 
     source: str = MODEL
@@ -51,6 +53,7 @@ class SpaceOptions:
     clusters: int | None = None
     neighbours: int = 10
     survey_rows: int = 50_000
+    whiten: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,9 +99,10 @@ class Space:
                 )
                 tensors |= found
             if schema.SPHERE in columns:
-                tensors["sphere_centres"] = spherical_k_means(
-                    normalised(survey.features).astype(np.float64), _spheres(survey), seed
-                )
+                if options.whiten:
+                    tensors["whitening"] = whitening(rows)
+                vectors = _vectors(tensors, survey.features, rows).astype(np.float64)
+                tensors["sphere_centres"] = spherical_k_means(vectors, _spheres(survey), seed)
         if schema.CLASS_DISTANCE in columns:
             tensors["class_centres"] = _class_centres(rows, survey)
         if schema.AGREEMENT in columns:
@@ -120,9 +124,10 @@ class Space:
         return len(self.tensors.get("centres", ()))
 
     @property
-    def spheres(self) -> int:
-        """How many clusters of directions there are."""
-        return len(self.tensors.get("sphere_centres", ()))
+    def spheres(self) -> tuple[int, int]:
+        """How many clusters of directions there are, and the dimensions of vectors."""
+        shape = self.tensors["sphere_centres"].shape
+        return int(shape[0]), int(shape[1])
 
     def place(
         self,
@@ -138,7 +143,7 @@ class Space:
             row_hash: uint64 (n,).
 
         Returns:
-            Clusters int32 (n,), `schema.VECTOR` float32 (n, D), the others float32 (n,).
+            Clusters int32 (n,), `schema.VECTOR` float32 (n, d), the others float32 (n,).
         """
         rows = features.astype(np.float64) - self.tensors["mean"]
         found: dict[str, NDArray[Any]] = {}
@@ -154,7 +159,7 @@ class Space:
                 centres = self.tensors["class_centres"]
                 found[schema.CLASS_DISTANCE] = distances(rows, centres[labels])
             if "sphere_centres" in self.tensors:
-                vectors = normalised(features)
+                vectors = _vectors(self.tensors, features, rows)
                 nearest, cosine = nearest_direction(vectors, self.tensors["sphere_centres"])
                 found |= {schema.SPHERE: nearest, schema.SPHERE_SIMILARITY: cosine}
                 found[schema.VECTOR] = vectors
@@ -204,8 +209,18 @@ def _clusters(survey: Survey) -> int:
     return survey.classes or min(_MOST_CLUSTERS, max(1, math.isqrt(len(survey.features) // 2)))
 
 
+def _vectors(
+    tensors: dict[str, NDArray[Any]], features: NDArray[np.float32], rows: Rows
+) -> NDArray[np.float32]:
+    """Features (n, D) of length 1, whitened where that was fitted; ``rows`` are centred."""
+    axes = tensors.get("whitening")
+    if axes is None:
+        return normalised(features)
+    return normalised(in_blocks(rows, lambda part: part @ axes))
+
+
 def _spheres(survey: Survey) -> int:
-    """Clusters of directions: some 4,096 rows of the corpus each, and 16 of the survey at least."""
+    """Clusters of directions: some 8,192 rows of the corpus each, and 16 of the survey at least."""
     wanted = math.ceil(max(survey.rows, len(survey.features)) / _ROWS_PER_SPHERE)
     return max(1, min(wanted, len(survey.features) // 16))
 

@@ -7,9 +7,11 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.covariance import LedoitWolf
 
 from dataprune_ray.features import FeatureSpec, TabularColumn, encode
 from dataprune_ray.features.digest import digests
+from dataprune_ray.space import Space, SpaceOptions, Survey
 from dataprune_ray.space.clusters import spherical_k_means
 from dataprune_ray.space.duplicates import (
     later_copies,
@@ -17,6 +19,7 @@ from dataprune_ray.space.duplicates import (
     normalised,
     redundancy,
 )
+from dataprune_ray.space.whitening import whitening
 
 
 def literal(vectors, cluster, similarity, row_hash, copies, epsilon):
@@ -106,6 +109,48 @@ def test_spherical_k_means_finds_directions_whatever_the_lengths_of_sums():
     centres = spherical_k_means(normalised(rows.astype(np.float32)).astype(np.float64), 3, 0)
     assert np.linalg.norm(centres, axis=1) == pytest.approx(1)
     assert ((centres @ true.T).max(axis=0) > 0.99).all()
+
+
+# Whitening
+
+
+@pytest.mark.parametrize(("rows", "width"), [(400, 5), (30, 20), (50, 700)])
+def test_whitened_features_have_the_unit_as_their_shrunk_covariance(rows, width):
+    rng = np.random.default_rng(0)
+    plain = rng.normal(size=(rows, width)) @ rng.normal(size=(width, width))
+    centred = plain - plain.mean(axis=0)
+    axes = whitening(centred)
+    assert axes.shape == (width, min(width, 512))
+    reference = LedoitWolf(assume_centered=True).fit(centred).covariance_
+    assert axes.T @ reference @ axes == pytest.approx(np.eye(min(width, 512)), abs=1e-6)
+
+
+def test_features_without_spread_can_be_whitened():
+    assert np.isfinite(whitening(np.zeros((1, 3)))).all()
+    constant = np.stack([np.arange(-5.0, 6.0), np.zeros(11)], axis=1)
+    assert np.isfinite(whitening(constant)).all()
+
+
+def test_whitening_tells_rows_of_one_class_apart():
+    """Two directions with a large spread, many with a small one: as a classifier's features."""
+    rng = np.random.default_rng(0)
+    spread = np.array([50.0, 50.0] + [1.0] * 14)
+    rows = rng.normal(size=(500, 16)) * spread + 100
+    near = rows[:100] + rng.normal(size=(100, 16)) * spread * 0.1
+    features = np.concatenate([rows, near]).astype(np.float32)
+    survey = Survey(features, np.zeros(600, np.int64), np.arange(600, dtype=np.uint64))
+    best = {}
+    for whiten in (True, False):
+        options = SpaceOptions(whiten=whiten)
+        space = Space.fit(survey, frozenset({"sphere", "vector"}), options, seed=0)
+        vectors = space.place(features, None, survey.row_hash)["vector"]
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -1)
+        twins = cosines[range(100), range(500, 600)]
+        others = np.delete(cosines[:100], range(500, 600), axis=1).max(axis=1)
+        best[whiten] = (twins > others).mean()
+    assert best[True] > 0.99
+    assert best[False] < 0.9
 
 
 # Copies

@@ -224,7 +224,7 @@ def test_the_shuffle_finds_what_one_pass_in_memory_does(
 ):
     monkeypatch.setattr("dataprune_ray.shuffling._BUCKET_BYTES", bucket_bytes)
     monkeypatch.setattr("dataprune_ray.space.fitted._ROWS_PER_SPHERE", 100)
-    options = {"space": "inputs", "duplicate_epsilon": 0.005}
+    options = {"space": "inputs", "duplicate_epsilon": 0.005, "whiten": False}
     plan = planned(write(tmp_path / "a", copied, files=3, group=50), tmp_path / "s", **options)
     expected = scored(plan)
     found = committed(plan)
