@@ -11,7 +11,7 @@ def main() -> int:
     here = Path(__file__).parent
     codes = [
         subprocess.run([sys.executable, str(here / name)], check=False).returncode
-        for name in ("cut.py", "scoring.py", "comparing.py", "memory.py")
+        for name in ("cut.py", "scoring.py", "dynamics.py", "comparing.py", "memory.py")
     ]
     return max(codes)
 

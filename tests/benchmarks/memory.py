@@ -1,9 +1,10 @@
 """Peak memory of driver and workers as the corpus grows: neither should grow with its rows.
 
 A synthetic table of small files' worth of rows, scored by a given linear checkpoint. Each size is a
-run in a process of its own; resident memory of it and of its Ray workers is sampled.
+run in a process of its own; resident memory of it and of its Ray workers is sampled. With
+``--checkpoints`` of a training run, training dynamics are scored instead.
 
-    python tests/benchmarks/memory.py [--rows 1000000,4000000,16000000]
+    python tests/benchmarks/memory.py [--rows 1000000,4000000,16000000] [--checkpoints 0]
 """
 
 from __future__ import annotations
@@ -100,21 +101,28 @@ def peaks_mb(settings: dict[str, Any]) -> tuple[float, float, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", default="1000000,4000000,16000000", help="sizes, ascending")
-    sizes = [int(text) for text in parser.parse_args().rows.split(",")]
+    parser.add_argument("--checkpoints", type=int, default=0, help="of a run; 0: one model")
+    options = parser.parse_args()
+    sizes = [int(text) for text in options.rows.split(",")]
     figures: dict[str, Any] = {}
     drivers, workers = [], []
     with tempfile.TemporaryDirectory(prefix="dataprune-memory-") as name:
         root = Path(name)
-        weights = {"1.weight": torch.randn(CLASSES, COLUMNS), "1.bias": torch.zeros(CLASSES)}
-        torch.save(weights, root / "linear.pt")
+        paths = [str(root / f"linear-{index}.pt") for index in range(options.checkpoints or 1)]
+        for path in paths:
+            weights = {"1.weight": torch.randn(CLASSES, COLUMNS), "1.bias": torch.zeros(CLASSES)}
+            torch.save(weights, path)
+        judged: dict[str, Any] = {"checkpoint": paths}
+        if options.checkpoints:
+            judged = {"trajectory": paths, "metric": ["aum", "forgetting", "dual", "tdds"]}
         for rows in sizes:
             write_corpus(root / f"in-{rows}", rows)
             settings = {
                 "input": str(root / f"in-{rows}"),
                 "output": str(root / f"out-{rows}"),
                 "model": "linear",
-                "checkpoint": [str(root / "linear.pt")],
                 "keep": 0.5,
+                **judged,
             }
             driver, worker, seconds = peaks_mb(settings)
             drivers.append(driver)
@@ -125,7 +133,8 @@ def main() -> int:
                 f"seconds_{rows}": seconds,
             }
     report(
-        "memory",
+        "memory_dynamics" if options.checkpoints else "memory",
+        checkpoints=options.checkpoints,
         rows=sizes,
         **figures,
         rows_ratio=sizes[-1] / sizes[0],
