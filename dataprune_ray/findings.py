@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from dataprune_ray import schema
 from dataprune_ray.io.filesystems import join, open_input
-from dataprune_ray.io.judgements import distances
+from dataprune_ray.io.judgements import Judged, distances
 from dataprune_ray.io.scores import group_codes
 from dataprune_ray.quality import Quality
 from dataprune_ray.quality.noise import (
@@ -69,17 +69,6 @@ class Noise:
     share: float
     joint: npt.NDArray[np.float64]
     thresholds: npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Judged:
-    """Filter of a quality file: the rows that were judged."""
-
-    columns: tuple[str, ...] = (schema.DISTANCE,)
-
-    def __call__(self, batch: pa.RecordBatch) -> npt.NDArray[np.bool_]:
-        """Which rows have a neighbour distance: bool (n,)."""
-        return np.asarray(batch.column(schema.DISTANCE).is_valid())
 
 
 def noise(table: QualityTable) -> Noise | None:

@@ -13,6 +13,7 @@ locating   rows by ``FILE:ROW``, ``FILE:KEY`` or key
 ranks      percentiles and ranks, by one pass over the score files
 deciding   the decision in numbers: cutoff, distance, rank
 flips      the keep fraction at which the decision turns
+rescues    the cut with its rescue, and what that did with a row
 neighbours the kept rows whose penultimate features are nearest
 ========== ====================================================================
 """

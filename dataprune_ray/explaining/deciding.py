@@ -16,6 +16,7 @@ from dataprune_ray.errors import BadDataError
 from dataprune_ray.explaining.locating import Located, row_at
 from dataprune_ray.explaining.ranks import Counts
 from dataprune_ray.explaining.records import Decision
+from dataprune_ray.explaining.rescues import part_in_rescue
 from dataprune_ray.explaining.runs import FinishedRun
 from dataprune_ray.io.filesystems import redact
 from dataprune_ray.strategies.base import superlative, without
@@ -66,6 +67,7 @@ def decision_of(run: FinishedRun, row: Located, counts: Counts) -> Decision:
         ranked=ranked,
         hash_share=place / HASH_MAX,
         hash_limit=None if hash_max is None else hash_max / HASH_MAX,
+        rescue=part_in_rescue(run, row, kept=bool(stored[schema.KEPT])),
     )
 
 

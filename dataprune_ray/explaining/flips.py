@@ -1,22 +1,23 @@
 """The keep fraction at which a row's decision turns, found by compiling the strategy anew.
 
 Where a strategy keeps a share of a ranking, the row's exact rank gives the fraction, and compiling
-at both sides of it proves it. Any other strategy is searched by bisection.
+at both sides of it proves it. Any other strategy, and a cut with a rescue, is searched by
+bisection: what is rescued is then found anew at each fraction.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 
-from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.explaining.locating import Located
 from dataprune_ray.explaining.ranks import Counts
 from dataprune_ray.explaining.records import Decision, Flip
+from dataprune_ray.explaining.rescues import RescuedCut, cut_at, evidence_at, fence_of
 from dataprune_ray.explaining.runs import FinishedRun
-from dataprune_ray.strategies import compile_rule
+from dataprune_ray.quality.rescue import Evidence
 
 #: Fractions that are tried in tenths where neither end of the range turns the decision.
 _TENTHS = range(1, 10)
@@ -33,19 +34,29 @@ class Recompiler:
         self.run = run
         scored = int(run.manifest["rows"]["in"]) - int(run.manifest["rows"]["quarantined"])
         self.steps = 10 ** len(str(2 * max(scored, 1)))
-        self._rules: dict[float, KeepRule | None] = {}
+        self._cuts: dict[float, RescuedCut | None] = {}
+        self._evidence: dict[Located, Evidence] = {}
 
-    def rule(self, keep: float) -> KeepRule | None:
-        """The rule at a fraction; None where the strategy refuses it."""
-        if keep not in self._rules:
-            run = self.run
-            config = run.select.model_copy(update={"keep": keep})
+    @cached_property
+    def fence(self) -> float | None:
+        """See `fence_of`."""
+        return fence_of(self.run)
+
+    def cut(self, keep: float) -> RescuedCut | None:
+        """The cut at a fraction; None where the strategy refuses it."""
+        fence = self.fence
+        if keep not in self._cuts:
             try:
-                found = compile_rule(run.strategy, run.population, config, run.info).rule
+                self._cuts[keep] = cut_at(self.run, keep, fence)
             except ConfigError:
-                found = None
-            self._rules[keep] = found
-        return self._rules[keep]
+                self._cuts[keep] = None
+        return self._cuts[keep]
+
+    def keeps(self, cut: RescuedCut, row: Located) -> bool:
+        """Whether a cut keeps a row."""
+        if cut.rescue is not None and row not in self._evidence:
+            self._evidence[row] = evidence_at(self.run, row)
+        return cut.keeps(row.one(), self._evidence.get(row))
 
     def keep(self, step: int) -> float:
         """The fraction of a step."""
@@ -53,8 +64,8 @@ class Recompiler:
 
     def kept(self, step: int, row: Located) -> bool | None:
         """Whether the row is kept at a step; None where the strategy refuses the fraction."""
-        rule = self.rule(self.keep(step))
-        return None if rule is None else bool(rule.apply(row.one())[0])
+        cut = self.cut(self.keep(step))
+        return None if cut is None else self.keeps(cut, row)
 
 
 def flip_of(
@@ -66,11 +77,21 @@ def flip_of(
     if not run.strategy.uses_keep:
         advice = f"{run.strategy.name} does not look at it"
         return Flip(None, None, f"none: {decision.reason}, whatever keep is: {advice}")
-    now = recompiler.rule(run.select.keep)
-    if now is None or replace(now, explanation="") != replace(run.rule, explanation=""):
+    return _turning(run, row, decision, counts, recompiler)
+
+
+def _turning(
+    run: FinishedRun, row: Located, decision: Decision, counts: Counts, recompiler: Recompiler
+) -> Flip:
+    """The same where the fraction matters."""
+    try:
+        now = recompiler.cut(run.select.keep)
+    except ConfigError:
+        return Flip(None, None, "not known: the quality files that a rescue looks at are gone")
+    if now is None or not now.decides_like(RescuedCut(run.rule, run.rescue)):
         advice = "not known: the strategy, compiled again, gives another rule than the run's"
         return Flip(None, None, advice)
-    if bool(now.apply(row.one())[0]) != decision.kept:
+    if recompiler.keeps(now, row) != decision.kept:
         return Flip(None, None, f"not known: the rule alone did not decide ({decision.reason})")
     found = _by_rank(run, row, decision.kept, counts, recompiler)
     if found is None:

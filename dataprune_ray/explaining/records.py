@@ -42,6 +42,7 @@ class Decision:
         hash_share: the row's seeded hash as a share of all hashes, 0 to 1.
         hash_limit: share of hashes that is kept around the row's score; None where all are.
         screened: the row was dropped before the strategy looked at the rest, by ``metric``.
+        rescue: what the rescue did with the row, in words; '' where it changed nothing for it.
     """
 
     kept: bool
@@ -58,6 +59,7 @@ class Decision:
     hash_share: float
     hash_limit: float | None
     screened: bool = False
+    rescue: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,8 @@ def _decided(decision: Decision) -> list[str]:
         _line("decision", decision.reason + weight),
         _line("rule", f"{decision.strategy}: {decision.rule}"),
     ]
+    if decision.rescue:
+        lines.append(_line("rescue", decision.rescue))
     if decision.cutoff is not None and decision.distance is not None:
         score = f"{decision.metric} {decision.cutoff + decision.distance:.6g}"
         where = "above" if decision.distance > 0 else "below"

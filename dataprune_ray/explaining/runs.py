@@ -21,6 +21,7 @@ from dataprune_ray.io.filesystems import exists, join, list_names, redact
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.io.scores import FilePopulation, saved_plan
 from dataprune_ray.metrics import METRICS, resolve_metric
+from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.strategies import ScoreInfo, Strategy, get_strategy
 
 T = TypeVar("T")
@@ -58,6 +59,12 @@ class FinishedRun:
     def strategy(self) -> Strategy:
         """What compiled the rule."""
         return get_strategy(self.manifest["strategy"])
+
+    @cached_property
+    def rescue(self) -> Rescue | None:
+        """The rows that were put back, if any were."""
+        stored = self.manifest.get("rescue")
+        return None if stored is None else Rescue.from_json(stored)
 
     @property
     def metric(self) -> str:

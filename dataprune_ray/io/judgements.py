@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -27,3 +29,14 @@ def evidence_of(rows: Any) -> Evidence:
     right = pc.equal(rows.column(schema.PREDICTED), rows.column(schema.LABEL))
     consistent = pc.fill_null(pc.and_(agrees, right), fill_value=False)
     return Evidence(distances(rows), np.asarray(consistent.to_numpy(zero_copy_only=False)))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Filter of a quality file: the rows that were judged."""
+
+    columns: tuple[str, ...] = (schema.DISTANCE,)
+
+    def __call__(self, batch: pa.RecordBatch) -> NDArray[np.bool_]:
+        """Which rows have a neighbour distance: bool (n,)."""
+        return np.asarray(batch.column(schema.DISTANCE).is_valid())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ class ScoreView:
 
 
 @dataclass(frozen=True)
-class ScoreFiles:
+class ScoreFiles(ABC):
     """Which rows of which score files make up a population; those with an ``error`` never do.
 
     Attributes:
@@ -120,6 +121,15 @@ class ScoreFiles:
         return ScoreView(
             self.metric, self.group_column, self.groups, self.seed, columns, self.where
         )
+
+    @abstractmethod
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        """See :class:`dataprune_ray.cutoff.Population`."""
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ a row alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,12 @@ class Rescue:
             "plain_rule": self.eligible.plain.to_json(),
             "rule": self.far.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The rescue that ``to_json`` described."""
+        eligible = Eligible(KeepRule.from_json(value["plain_rule"]), value["fence"])
+        return cls(eligible, KeepRule.from_json(value["rule"]), value["rows"])
 
 
 def rescue_quotas(share: Fraction, kept: Sequence[int], eligible: Sequence[int]) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -20,10 +21,12 @@ from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import REASONS, Block, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import BadDataError, ConfigError
-from dataprune_ray.explaining import explain, neighbours
+from dataprune_ray.explaining import explain, neighbours, rescues
+from dataprune_ray.explaining.runs import open_run
 from dataprune_ray.features import FeatureSpec, LabelSpec
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.identity import position_hashes
+from dataprune_ray.quality.rescue import RESCUED
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo, compile_rule
 
 ROOT = Path(__file__).parents[2]
@@ -419,6 +422,88 @@ def test_the_quality_of_a_row_is_shown(tmp_path):
     assert good.quality == {"given_probability": 118.0, "top_class": [1, 0], "cluster": None}
     assert bad.quality["given_probability"] == 113.0
     assert "given_probability 118, top_class [1 0]\n" in good.text()
+
+
+DISTANCES = np.random.default_rng(8).lognormal(0, 1.2, ROWS).astype(np.float32)
+CONSISTENT = np.random.default_rng(9).random(ROWS) < 0.7
+
+
+def kept_with_rescue(keep, share):
+    """Rows that a ratio cut with a rescue keeps, those it rescues, and those it would without."""
+    quartiles = np.quantile(DISTANCES[GOOD].astype(float), [0.25, 0.75], method="inverted_cdf")
+    fence = quartiles[1] + 1.5 * (quartiles[1] - quartiles[0])
+    by_score = GOOD[np.lexsort((PLACED[GOOD], -SCORES["el2n"][GOOD]))]
+    count = int(keep * len(GOOD) + 0.5)
+    plain = by_score[:count]
+    eligible = np.flatnonzero(CONSISTENT & (fence < DISTANCES))
+    eligible = np.setdiff1d(eligible, [*plain, *BAD])
+    farthest = eligible[np.lexsort((PLACED[eligible], -DISTANCES[eligible]))]
+    rescued = farthest[: int(share * count)]
+    rest = [row for row in by_score if row not in rescued][: count - len(rescued)]
+    return {*rest, *rescued}, set(rescued), set(plain), set(eligible), fence
+
+
+def with_rescue(tmp_path, keep, share):
+    """A finished run that rescued rows: decisions by brute force, rules as compiled."""
+    out, _ = finished(tmp_path, keep=keep, rescue=share)
+    kept, rescued, _, _, fence = kept_with_rescue(keep, share)
+    Path(out, "quality").mkdir()
+    for path in Path(out, "scores").glob("*.parquet"):
+        table = pq.read_table(path)
+        at = np.flatnonzero(np.isin(HASHES, table["row_hash"].to_numpy()))
+        bad = np.isin(at, BAD)
+        predicted = np.where(CONSISTENT, LABELS, 1 - LABELS)[at]
+        columns = {n: table[n] for n in ("row_hash", "label", "error")}
+        columns |= {"score": table["el2n"], "predicted": pa.array(predicted, mask=bad)}
+        columns |= {"neighbour_agreement": pa.array(np.full(len(at), 0.9, np.float32), mask=bad)}
+        columns |= {"neighbour_distance": pa.array(DISTANCES[at], mask=bad)}
+        pq.write_table(pa.table(columns), Path(out, "quality", path.name))
+        good = at[~bad]
+        decided = pq.read_table(Path(out, "decisions", path.name)).to_pydict()
+        decided["kept"] = [row in kept for row in good]
+        put_back = zip(decided["reason"], good, strict=True)
+        decided["reason"] = [RESCUED if row in rescued else reason for reason, row in put_back]
+        table = pa.table(decided).cast(schema.decision_schema(pa.int64()))
+        pq.write_table(table, Path(out, "decisions", path.name))
+    cut = rescues.cut_at(open_run(out), keep, fence)
+    manifest = json.loads(Path(out, "manifest.json").read_text())
+    manifest |= {"rule": cut.rule.to_json(), "rescue": cut.rescue.to_json()}
+    Path(out, "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+def test_rescued_and_displaced_rows_are_said_to_be_that(tmp_path):
+    out = with_rescue(tmp_path, 0.4, 0.1)
+    kept, rescued, plain, eligible, _ = kept_with_rescue(0.4, 0.1)
+    assert len(rescued) == 2 < len(eligible)
+    starts = dict.fromkeys(GOOD, "")
+    starts |= dict.fromkeys(eligible, "it could be rescued, but 2 rows")
+    starts |= dict.fromkeys(rescued, "the strategy alone does not keep it (dropped: ")
+    starts |= dict.fromkeys(plain - kept, "displaced: the strategy alone keeps it (kept: ")
+    assert len(plain - kept) == 2
+    for row, found in zip(GOOD, explain(out, [place(row) for row in GOOD]), strict=True):
+        assert bool(found.decision.rescue) == bool(starts[row]), row
+        assert found.decision.rescue.startswith(starts[row]), row
+        assert found.decision.kept == (row in kept)
+        assert ("\n  rescue      " in found.text()) == bool(starts[row])
+    put_back = explain(out, [place(min(rescued))])[0]
+    assert f"{DISTANCES[min(rescued)]:.6g} lies beyond" in put_back.decision.rescue
+
+
+def test_fractions_that_flip_a_cut_with_a_rescue(tmp_path):
+    """Both sides of every flip by brute force: what is rescued is found anew at each fraction."""
+    out = with_rescue(tmp_path, 0.4, 0.1)
+    kept, rescued, plain, _, _ = kept_with_rescue(0.4, 0.1)
+    chosen = [*rescued, *(plain - kept), *GOOD[::4]]
+    for row, found in zip(chosen, explain(out, [place(row) for row in chosen]), strict=True):
+        turned, beside = found.flip.keep, found.flip.beside
+        assert abs(turned - beside) == pytest.approx(0.001)
+        assert (row in kept_with_rescue(beside, 0.1)[0]) == (row in kept), row
+        assert (row in kept_with_rescue(turned, 0.1)[0]) != (row in kept), row
+    shutil.rmtree(Path(out, "quality"))
+    manifest = json.loads(Path(out, "manifest.json").read_text())
+    Path(out, "manifest.json").write_text(json.dumps({**manifest, "rescue": None}))
+    assert "quality files" in explain(out, [place(0)])[0].flip.text
 
 
 @pytest.mark.parametrize("asked", ["3.parquet:0", "0.parquet:20", "nobody", "0.parquet:-1", "1"])

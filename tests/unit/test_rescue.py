@@ -14,7 +14,7 @@ from dataprune_ray.config import SelectConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.quality.rescue import Eligible, Evidence, Rescue, rescue_quotas
-from dataprune_ray.rescuing import Sources, cut_with_rescue
+from dataprune_ray.recutting import Sources, cut_with_rescue
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo, get_strategy
 
 INFO = ScoreInfo("el2n", "high", 0.0, 1.5)
