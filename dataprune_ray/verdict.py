@@ -307,16 +307,26 @@ def judge(
     max_drop: float,
     confidence: float,
     beat_random: bool,
+    drawn: bool = False,
 ) -> tuple[bool, tuple[str, ...]]:
     """Whether an arm passes the gate, and why, in sentences.
 
     Non-inferiority: the one-sided lower bound of (arm - full) must lie above ``-max_drop``. With
-    ``beat_random`` that of (arm - random) must lie above 0, too. One pair alone cannot pass.
+    ``beat_random`` that of (arm - random) must lie above 0, too. One pair alone cannot pass, and
+    neither can an arm that is ``drawn`` at random itself be better than random: what two draws
+    differ by is luck.
     """
     overlap = overlap_of(runs)
     passed, reasons = True, []
     asked = [(FULL, -max_drop)] + ([(RANDOM, 0.0)] if beat_random else [])
     for other, limit in asked:
+        if other == RANDOM and (drawn or arm == RANDOM):
+            passed = False
+            reasons.append(
+                f"{arm} is itself drawn at random, so it cannot be better than random; leave "
+                "--beat-random out, or prune with another --strategy."
+            )
+            continue
         pairs = differences(runs, arm, other, budget)
         if not pairs:
             passed = False

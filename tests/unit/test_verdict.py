@@ -213,6 +213,22 @@ class TestGate:
         assert len(reasons) == 2
         assert "not above the +0.00" in reasons[1]
 
+    def test_random_cannot_be_better_than_random_whatever_luck_says(self):
+        runs = trials(FULL, [90.0, 90.1, 90.0]) + trials(PRUNED, [95.0, 95.1, 95.1])
+        runs += trials(RANDOM, [90.0, 90.2, 90.0])
+        assert gate(runs, beat_random=True)[0]
+        passed, reasons = gate(runs, beat_random=True, drawn=True)
+        assert not passed
+        assert "pruned is itself drawn at random" in reasons[1]
+        assert gate(runs, drawn=True)[0]  # only where it is asked
+
+    def test_the_random_arm_itself_is_told_why_it_cannot_pass(self):
+        runs = trials(FULL, [90.0, 90.1, 90.0]) + trials(RANDOM, [90.2, 90.2, 90.2])
+        assert gate(runs, arm=RANDOM)[0]
+        passed, reasons = gate(runs, arm=RANDOM, beat_random=True)
+        assert not passed
+        assert "random is itself drawn at random" in reasons[1]
+
     def test_one_pair_cannot_pass(self):
         passed, (reason,) = gate([trial(FULL, 0, 50.0), trial(PRUNED, 0, 99.0)])
         assert not passed
