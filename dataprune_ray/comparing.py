@@ -19,7 +19,7 @@ from dataprune_ray.config import CompareConfig, CorpusConfig, ModelConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import top_level
 from dataprune_ray.folds import FoldCut, cut_folds
-from dataprune_ray.holding import Held, hold, in_split, members, weights_of
+from dataprune_ray.holding import Held, Limit, hold, in_split, members, weights_of
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.filesystems import join, redact
 from dataprune_ray.io.rows import RowPlan
@@ -268,13 +268,14 @@ def train_all(
     folder = join(root, FOLDER)
     if config.train.workers:
         return _streamed(config, subjects, bouts, folder)
-    limit = config.train.train_memory_mb << 20
+    advice = "stream the rows through Ray Train with --workers"
+    limit = Limit(config.train.train_memory_mb, advice)
     held: dict[str, Held] = {}
 
     def in_memory(rows: RowPlan, model: ModelSpec) -> Held:
         key = repr((rows.root, rows.features, rows.label, rows.splits))
         if key not in held:
-            held[key] = hold(rows, model, limit, "train_memory_mb")
+            held[key] = hold(rows, model, limit)
         return held[key]
 
     work: list[tuple[TrialPlan, TrialData]] = []

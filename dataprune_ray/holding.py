@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +21,7 @@ from dataprune_ray.io.filesystems import redact
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.io.splits import Split
 from dataprune_ray.models import ModelSpec, image_transform
-from dataprune_ray.tasks import TASK_CPUS, own_errors, run_tasks
+from dataprune_ray.tasks import TASK_CPUS, in_flight, own_errors, run_tasks, unordered
 
 
 @dataclass(frozen=True)
@@ -39,55 +41,103 @@ class Held:
     rows: int
 
 
-def hold(rows: RowPlan, model: ModelSpec, limit: int, setting: str) -> Held:
+@dataclass(frozen=True)
+class Limit:
+    """Megabytes of model inputs that may be held, and what to do if that is too little."""
+
+    megabytes: int
+    advice: str
+    setting: str = "train_memory_mb"
+
+    def check(self, size: Size, so_far: str = "") -> None:
+        """Hold a size against the limit; ``so_far`` says that more rows may come.
+
+        Raises:
+            ConfigError: it is larger.
+        """
+        if size.bytes > self.megabytes << 20:
+            raise ConfigError(
+                self.setting,
+                self.megabytes,
+                f"{size.rows:,} rows{so_far} take about {size.bytes >> 20:,} MB; raise it, or "
+                f"{self.advice}",
+            )
+
+
+@dataclass(frozen=True)
+class Size:
+    """How many rows, and the bytes of the widest, to whose width the others are padded."""
+
+    rows: int = 0
+    row_bytes: int = 0
+
+    @property
+    def bytes(self) -> int:
+        """What they take together."""
+        return self.rows * self.row_bytes
+
+    def plus(self, other: Size) -> Size:
+        """Both together."""
+        return Size(self.rows + other.rows, max(self.row_bytes, other.row_bytes))
+
+
+def hold(rows: RowPlan, model: ModelSpec, limit: Limit) -> Held:
     """Read all good rows of a plan into Ray's object store.
 
     Args:
         rows: what is read.
         model: whose inputs they become.
-        limit: bytes that may be held.
-        setting: the setting that the limit comes from, for the error.
+        limit: what may be held; held against what is known before, then against what is read.
 
     Raises:
-        ConfigError: the rows take more than ``limit`` bytes.
+        ConfigError: the rows take more.
         BadDataError: there is no good row.
     """
-    known = sum(fragment.rows or 0 for fragment in rows.fragments)
-    needed = known * rows.features.row_bytes * (1 if rows.features.modality != "text" else 0)
-    if needed > limit:
-        raise ConfigError(
-            setting,
-            limit >> 20,
-            f"{known:,} rows take about {needed >> 20:,} MB; raise it, or stream the rows through "
-            "Ray Train with --workers",
-        )
-    load = ray.remote(_load).options(num_cpus=TASK_CPUS, scheduling_strategy="SPREAD")
-    shared = ray.put((rows, model))
-    parts = [load.remote(shared, fragment) for fragment in rows.fragments]
-    gather = ray.remote(_gather).options(num_cpus=TASK_CPUS, num_returns=2)
-    ref, count = gather.remote(parts)
-    with own_errors():
-        found = int(ray.get(count))
-    if not found:
+    if rows.features.modality != "text":
+        known = sum(fragment.rows or 0 for fragment in rows.fragments)
+        share = math.prod(split.admitted for split in rows.splits)
+        limit.check(Size(round(known * share), rows.features.row_bytes))
+    load = ray.remote(_load).options(
+        num_cpus=TASK_CPUS, num_returns=2, scheduling_strategy="SPREAD"
+    )
+    shared = ray.put((rows, model, limit))
+    parts: list[Any] = []
+
+    def submitted() -> Iterator[Any]:
+        for fragment in rows.fragments:
+            part, size = load.remote(shared, fragment)
+            parts.append(part)
+            yield size
+
+    total = Size()
+    with closing(unordered(submitted(), in_flight())) as sizes:
+        for size in sizes:
+            total = total.plus(size)
+            limit.check(total, " read so far")
+    if not total.rows:
         raise BadDataError(
             f"no good row of {redact(rows.root)!r} to train or test on: see the errors of its rows"
         )
-    return Held(ref, found)
+    gather = ray.remote(_gather).options(num_cpus=TASK_CPUS)
+    return Held(gather.remote(parts), total.rows)
 
 
-def _load(shared: tuple[RowPlan, ModelSpec], fragment: Fragment) -> HeldRows:
+def _load(shared: tuple[RowPlan, ModelSpec, Limit], fragment: Fragment) -> tuple[HeldRows, Size]:
     pa.set_cpu_count(1)
-    rows, model = shared
-    transform = image_transform(model)
+    rows, model, limit = shared
+    size = Size()
     hashes, values, targets = [], [], []
-    for batch in ahead(read_rows(rows, fragment, transform)):
+    for batch in ahead(read_rows(rows, fragment, image_transform(model))):
         hashes.append(batch.row_hash[batch.good])
         values.append(batch.values)
         targets.append(batch.targets)
-    return _joined(hashes, values, targets)
+        good = len(batch.values)
+        size = size.plus(Size(good, batch.values.nbytes // good if good else 0))
+        limit.check(size, f" of {fragment.name} read so far")
+    return _joined(hashes, values, targets), size
 
 
-def _gather(parts: list[Any]) -> tuple[HeldRows, int]:
+def _gather(parts: list[Any]) -> HeldRows:
     found = [ray.get(part) for part in parts]
     held = _joined(
         [part.hashes for part in found],
@@ -95,8 +145,7 @@ def _gather(parts: list[Any]) -> tuple[HeldRows, int]:
         [part.targets for part in found],
     )
     order = np.argsort(held.hashes, kind="stable")
-    held = HeldRows(held.hashes[order], held.values[order], held.targets[order])
-    return held, len(order)
+    return HeldRows(held.hashes[order], held.values[order], held.targets[order])
 
 
 def _joined(

@@ -58,7 +58,7 @@ class ScoreTable(ScoreFiles):
         work = ray.put((kernel, merge))
         results = unordered(
             (_reduce_task.remote(list(batch), view, work) for batch in batches),
-            in_flight=4 * cpus,
+            limit=4 * cpus,
         )
         merged: S = next(results)
         for result in results:

@@ -2,8 +2,9 @@
 
 Fragments are read and decoded in the pipeline, rows of other arms or folds are left out there,
 and each worker shuffles its shard in a buffer. A checkpoint after each epoch lets a training go
-on after a lost worker. Shards are of equal size, so up to ``workers - 1`` rows of an epoch are
-left out of it. The first worker tests.
+on after a lost worker, with the same updates, seeds and learning curve, though not to the last
+bit: Ray Data deals rows to workers as they come. Shards are of equal size, so up to
+``workers - 1`` rows of an epoch are left out of it. The first worker tests.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from dataprune_ray.arms import Arm, KeptRows, kept_rows, names_of
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features.spec import TEXT_TOKENS
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import remove_tree
+from dataprune_ray.io.filesystems import remove_tree, resolve
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.loops import Batch, Loop, evaluate
 from dataprune_ray.models import ModelSpec, build_model, image_transform
@@ -82,6 +83,7 @@ def stream_trial(plan: StreamPlan) -> TrialRun:
     if trial.num_gpus:
         per_worker["GPU"] = trial.num_gpus
     ray.data.DataContext.get_current().enable_progress_bars = False
+    filesystem, storage = resolve(plan.storage)  # Ray takes neither relative paths nor our URIs
     trainer = ray.train.torch.TorchTrainer(
         _loop,
         train_loop_config={"plan": trial, "workers": plan.workers},
@@ -97,7 +99,8 @@ def stream_trial(plan: StreamPlan) -> TrialRun:
         ),
         run_config=ray.train.RunConfig(
             name=f"train-{trial.digest()}",
-            storage_path=plan.storage,
+            storage_path=storage,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=plan.max_failures),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
         ),
@@ -166,6 +169,17 @@ class _Reader:
 # On each worker ----------------------------------------------------------------------------------
 
 
+@dataclass
+class _SoFar:
+    """What a training has to show beside its model: it goes on with that, too.
+
+    ``curve`` holds (updates, score); ``seconds`` are of training alone.
+    """
+
+    curve: list[tuple[int, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
 def _loop(config: dict[str, Any]) -> dict[str, Any]:
     plan: TrialPlan = config["plan"]
     torch.set_num_threads(plan.threads)
@@ -176,29 +190,30 @@ def _loop(config: dict[str, Any]) -> dict[str, Any]:
     model = build_model(plan.model, plan.model.label.outputs).to(device)
     trained = ray.train.torch.prepare_model(model) if world > 1 else model
     loop = Loop(trained, plan.recipe, plan.model.label, plan.updates, device)
-    _restore(loop, model)
+    so_far = _restore(loop, model)
     change = augmentation(plan.recipe, plan.model.features) if plan.recipe.augment else None
     points = curve_updates(plan.updates, plan.curve_points)
-    curve: list[tuple[int, float]] = []
 
     def watch(done: int) -> None:
         if rank == 0 and done in points:
-            curve.append((done, _test(plan, model, device).score()))
+            began = time.perf_counter()
+            so_far.curve.append((done, _test(plan, model, device).score()))
+            so_far.seconds -= time.perf_counter() - began
 
-    started = time.perf_counter()
-    torch.manual_seed(plan.seed * 1_000_003 + rank)  # augmentation differs by worker
     while loop.done < plan.updates:
+        began, before = time.perf_counter(), loop.done
         epoch = loop.done // max(plan.per_epoch, 1)
-        before = loop.done
-        loop.run(_epoch(plan, world, plan.seed * 1_000_003 + epoch * world + rank), change, watch)
+        seed = plan.seed * 1_000_003 + epoch * world + rank
+        torch.manual_seed(seed)  # dropout and augmentation: by worker, and alike after a restart
+        loop.run(_epoch(plan, world, seed), change, watch)
         if loop.done == before:
             raise RuntimeError(f"worker {rank} got no rows of arm {plan.arm}")
-        _report(loop, model, rank)
-    seconds = time.perf_counter() - started
+        so_far.seconds += time.perf_counter() - began
+        _report(loop, model, so_far, rank)
     if rank:
         return {}
-    run = finished_run(plan, _test(plan, model, device), seconds, curve)
-    return {"run": replace(run, gpu_seconds=seconds * plan.num_gpus * world)}
+    run = finished_run(plan, _test(plan, model, device), so_far.seconds, so_far.curve)
+    return {"run": replace(run, gpu_seconds=so_far.seconds * plan.num_gpus * world)}
 
 
 def _epoch(plan: TrialPlan, world: int, seed: int) -> Iterator[Batch]:
@@ -223,20 +238,24 @@ def _test(plan: TrialPlan, model: torch.nn.Module, device: torch.device) -> Any:
     return evaluate(model, plan.model.label, rows(), device, plan.recipe.precision)
 
 
-def _report(loop: Loop, model: torch.nn.Module, rank: int) -> None:
+def _report(loop: Loop, model: torch.nn.Module, so_far: _SoFar, rank: int) -> None:
     if rank:
         ray.train.report({"updates": loop.done})
         return
     with tempfile.TemporaryDirectory() as folder:
-        torch.save(loop.state(model), Path(folder) / _CHECKPOINT)
+        state = {**loop.state(model), "so_far": asdict(so_far)}
+        torch.save(state, Path(folder) / _CHECKPOINT)
         checkpoint = ray.train.Checkpoint.from_directory(folder)
         ray.train.report({"updates": loop.done}, checkpoint=checkpoint)
 
 
-def _restore(loop: Loop, model: torch.nn.Module) -> None:
+def _restore(loop: Loop, model: torch.nn.Module) -> _SoFar:
+    """Go on from the last checkpoint, where there is one."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return
+        return _SoFar()
     with checkpoint.as_directory() as folder:
         path = Path(folder) / _CHECKPOINT
-        loop.restore(torch.load(path, map_location=loop.device, weights_only=True), model)
+        state = torch.load(path, map_location=loop.device, weights_only=True)
+    loop.restore(state, model)
+    return _SoFar(**state["so_far"])

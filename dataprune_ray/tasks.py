@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -44,11 +44,11 @@ def run_tasks(
         scheduling_strategy="SPREAD",
         max_retries=_LOST_WORKERS,
     )
-    return unordered((remote.remote(shared, item) for item in items), in_flight=_in_flight())
+    return unordered((remote.remote(shared, item) for item in items), in_flight())
 
 
-def unordered(refs: Iterator[Any], in_flight: int) -> Iterator[Any]:
-    """Results of tasks as they finish, with a bounded number submitted; cancels the rest.
+def unordered(refs: Iterator[Any], limit: int) -> Generator[Any]:
+    """Results of tasks as they finish, at most ``limit`` of them submitted; cancels the rest.
 
     Raises:
         DataPruneError: what a task raised on purpose, as itself.
@@ -57,7 +57,7 @@ def unordered(refs: Iterator[Any], in_flight: int) -> Iterator[Any]:
     try:
         for ref in refs:
             pending.append(ref)
-            if len(pending) >= in_flight:
+            if len(pending) >= limit:
                 yield _next_result(pending)
         while pending:
             yield _next_result(pending)
@@ -66,7 +66,8 @@ def unordered(refs: Iterator[Any], in_flight: int) -> Iterator[Any]:
             ray.cancel(ref)
 
 
-def _in_flight() -> int:
+def in_flight() -> int:
+    """How many tasks are submitted at a time: enough to keep the cluster busy."""
     return 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 

@@ -21,7 +21,7 @@ from dataprune_ray import stages
 from dataprune_ray.arms import Arm, names_of
 from dataprune_ray.config import CorpusConfig, PruneConfig
 from dataprune_ray.errors import ConfigError, GateError
-from dataprune_ray.holding import Held, hold, members
+from dataprune_ray.holding import Held, Limit, hold, members
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join
@@ -248,18 +248,19 @@ def _bench(
     config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str, output: str
 ) -> Bench:
     rows, model = understanding.rows, understanding.model
-    limit = config.train.train_memory_mb << 20
+    advice = "search on a part of the corpus: candidates are trained on rows in memory"
+    limit = Limit(config.train.train_memory_mb, advice)
     split = Split.share(config.tune.validation_fraction, config.select.seed + 1)
     tested = repr(split)
     if config.tune.validation is None:
-        judged = hold(rows.within(split), model, limit, "train_memory_mb")
-        train = hold(rows.within(split.others()), model, limit, "train_memory_mb")
+        judged = hold(rows.within(split), model, limit)
+        train = hold(rows.within(split.others()), model, limit)
     else:
         settings = {**config.corpus.model_dump(), "input": config.tune.validation}
         given = open_corpus(CorpusConfig.model_validate(settings))
         plan = RowPlan.of(given, rows.features, rows.label, rows.id_column, rows.seed)
-        judged = hold(plan, model, limit, "train_memory_mb")
-        train = hold(rows, model, limit, "train_memory_mb")
+        judged = hold(plan, model, limit)
+        train = hold(rows, model, limit)
         tested = given.fingerprint()
     content = json.dumps([corpus.fingerprint(), tested])
     identity = hashlib.sha256(content.encode()).hexdigest()[:16]

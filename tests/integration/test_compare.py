@@ -15,16 +15,18 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
+from corpora import digit_rows, image_table, linear_checkpoint, write_parquet, write_tars
 
 from dataprune_ray import comparing, folds, holding
 from dataprune_ray.arms import kept_hashes
 from dataprune_ray.concluding import check_gate
 from dataprune_ray.config import CompareConfig, PruneConfig
 from dataprune_ray.errors import ConfigError, DataPruneError, GateError
+from dataprune_ray.io import open_corpus
 from dataprune_ray.io.identity import as_keys, key_hashes
 from dataprune_ray.io.splits import Split
 from dataprune_ray.pipeline import compare, prune
+from dataprune_ray.understanding import complete, understand
 from dataprune_ray.verdict import interval
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -195,7 +197,7 @@ def test_a_weighted_cut_is_trained_with_its_weights(place):
     (bout,) = comparing.rounds(config, comparing.open_subjects(config), output)
     (arm,) = [entry.arm for entry in bout.entries if entry.arm.name == "pruned"]
     decisions = pq.read_table(Path(output) / "decisions").to_pandas().query("kept")
-    train = holding.hold(bout.rows, bout.model, 1 << 30, "train_memory_mb")
+    train = holding.hold(bout.rows, bout.model, holding.Limit(1 << 10, ""))
     placed = holding.members(arm, train)
     positions, weights = ray.get([placed.ref, holding.weights_of(arm, train, placed).ref])
     known = decisions.set_index("key")["weight"]
@@ -280,6 +282,23 @@ def test_a_test_corpus_may_have_the_same_ids(place):
     assert run(place, **changes, output=output)["runs"][0]["test_rows"] == 300
 
 
+def test_memory_is_held_to_its_limit_where_only_reading_tells_the_size(tmp_path):
+    """Tar shards tell no row counts and texts no lengths; both are refused while they are read."""
+    images, labels = digit_rows(60)
+    write_tars(tmp_path / "tars", image_table(images, labels))
+    words = [" ".join(["word"] * (1 + n % 7)) for n in range(60)]
+    write_parquet(tmp_path / "texts", pa.table({"text": words, "label": labels}), files=2)
+    for folder in ("tars", "texts"):
+        model = {"input": str(tmp_path / folder), "output": str(tmp_path / "out")}
+        config = PruneConfig.from_flat(model)
+        found = complete(understand(config, open_corpus(config.corpus)))
+        held = holding.hold(found.rows, found.model, holding.Limit(1, ""))
+        assert held.rows == len(ray.get(held.ref).hashes) == 60
+        limit = holding.Limit(0, "use --workers")
+        with pytest.raises(ConfigError, match=r"=0: \d+ rows of .* read so far.* use --workers"):
+            holding.hold(found.rows, found.model, limit)
+
+
 def test_labels_of_pure_chance_are_not_predicted_in_any_fold(tmp_path):
     """Random labels: cross-validated accuracy is chance, however the rows were selected."""
     images, labels = digit_rows(1_200)
@@ -293,20 +312,77 @@ def test_labels_of_pure_chance_are_not_predicted_in_any_fold(tmp_path):
         assert arm["mean"] == pytest.approx(10, abs=4)
 
 
-def test_streamed_workers_train_as_well_and_on_the_same_rows(place, compared):
-    changes = {"workers": 2, "seeds": 1, "arms": ["pruned"], "curve_points": 1}
-    found = run(place, **changes, output=str(place / "streamed"))
-    (arm,) = found["arms"]
+STREAMED = {"workers": 2, "seeds": 1, "arms": ["pruned"], "curve_points": 2}
+
+
+@pytest.fixture(scope="module")
+def streamed(place):
+    return run(place, **STREAMED, output=str(place / "streamed"))
+
+
+def test_streamed_workers_train_as_well_and_on_the_same_rows(place, compared, streamed):
+    (arm,) = streamed["arms"]
     memory = arms_of(compared)["pruned", "updates"]
     assert (arm["rows"], arm["updates"]) == (memory["rows"], memory["updates"])
     assert arm["mean"] == pytest.approx(memory["mean"], abs=6)
-    assert found["runs"][0]["test_rows"] == 397
-    assert not found["passed"]  # without the full arm there is nothing to hold it against
+    assert streamed["runs"][0]["test_rows"] == 397
+    assert not streamed["passed"]  # without the full arm there is nothing to hold it against
     assert not list((place / "streamed" / "comparison").glob("train-*"))
     (record,) = (place / "streamed" / "comparison").glob("trial-*.json")
     before = record.stat().st_mtime_ns
-    assert run(place, **changes, output=str(place / "streamed"))["runs"] == found["runs"]
+    assert run(place, **STREAMED, output=str(place / "streamed"))["runs"] == streamed["runs"]
     assert record.stat().st_mtime_ns == before
+
+
+MORTAL = '''
+import os, signal
+from pathlib import Path
+
+import torch
+import torch.distributed
+
+HERE = Path(__file__).parent
+
+class Mortal(torch.nn.Module):
+    """A linear model that counts its updates, and whose second worker is killed when told to."""
+    def __init__(self, num_classes):
+        super().__init__()
+        self.linear = torch.nn.Linear(64, num_classes)
+        self.updates = 0
+    def forward(self, x):
+        if self.training and torch.distributed.is_initialized():
+            self.updates += 1
+            rank = torch.distributed.get_rank()
+            (HERE / f"rank{rank}-{os.getpid()}").write_text(str(self.updates))
+            order = HERE / "kill-at"
+            if rank == 1 and order.exists() and self.updates == int(order.read_text()):
+                order.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self.linear(x.flatten(1))
+
+def mortal(num_classes):
+    return Mortal(num_classes)
+'''
+
+
+def test_a_training_goes_on_after_a_lost_worker(place, streamed, tmp_path, monkeypatch):
+    """SIGKILL in the sixth epoch: the five before it are not made again, and nothing is missing."""
+    monkeypatch.chdir(tmp_path)  # and an output by a relative path, as people give them
+    (tmp_path / "mortal.py").write_text(MORTAL)
+    (tmp_path / "kill-at").write_text("50")
+    found = run(place, **STREAMED, model="mortal:mortal", output="shaken")
+    lives = sorted(tmp_path.glob("rank0-*"), key=lambda path: path.stat().st_mtime_ns)
+    first, *_, last = (int(path.read_text()) for path in lives)  # a busy machine may lose more
+    (calm,), (shaken,) = streamed["runs"], found["runs"]
+    assert first in (49, 50, 51)  # workers wait for each other's gradients
+    resumed = calm["updates"] - last  # an epoch: 9 updates of 32 rows from each shard
+    assert resumed == 5 * 9 if len(lives) == 2 else resumed % 9 == 0 < resumed
+    assert not list((tmp_path / "shaken" / "comparison").glob("train-*"))
+    for field in ("updates", "epochs", "rows", "test_rows"):
+        assert shaken[field] == calm[field], field
+    assert [at for at, _ in shaken["curve"]] == [at for at, _ in calm["curve"]] == [44, 88]
+    assert shaken["loss"] == pytest.approx(calm["loss"], rel=0.05)
+    assert shaken["score"] == pytest.approx(calm["score"], abs=2)
 
 
 def test_a_regression_is_compared_by_r_squared(tmp_path):

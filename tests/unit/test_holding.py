@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprune_ray import holding
-from dataprune_ray.errors import DataPruneError
-from dataprune_ray.holding import normalised
+from dataprune_ray.errors import ConfigError, DataPruneError
+from dataprune_ray.holding import Limit, Size, normalised
 
 
 def test_pieces_are_joined_and_texts_padded():
@@ -41,6 +41,26 @@ def test_weights_go_with_their_rows_and_have_a_mean_of_one(rows, random):
     found = normalised(weights, hashes, np.array(wanted, np.uint64))
     expected = np.array([rows[row] for row in wanted])
     np.testing.assert_allclose(found, expected / expected.mean(), rtol=1e-6)
+
+
+sizes = st.lists(st.builds(Size, st.integers(0, 50), st.integers(0, 50)), max_size=5)
+
+
+@given(sizes)
+def test_sizes_add_up_to_rows_of_the_greatest_width(parts):
+    """As texts are padded to the longest: against the bytes of the padded array."""
+    total = Size()
+    for part in parts:
+        total = total.plus(part)
+    widest = max((part.row_bytes for part in parts), default=0)
+    assert total.bytes == np.zeros((sum(part.rows for part in parts), widest), np.uint8).nbytes
+
+
+def test_more_than_the_limit_is_refused_with_what_to_do():
+    limit = Limit(3, "stream them")
+    limit.check(Size(3, 1 << 20))
+    with pytest.raises(ConfigError, match=r"train_memory_mb=3: 4 rows so far.* 4 MB; raise it, or"):
+        limit.check(Size(4, 1 << 20), " so far")
 
 
 def test_a_row_without_a_weight_is_an_error():

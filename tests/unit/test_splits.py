@@ -27,6 +27,8 @@ def test_a_share_and_its_others_are_the_whole(fraction):
     inside, outside = split.admits(HASHES), split.others().admits(HASHES)
     assert (inside ^ outside).all()
     assert abs(inside.mean() - fraction) < 0.02
+    assert split.admitted == pytest.approx(fraction)
+    assert split.others().admitted == pytest.approx(1 - fraction)
     assert split.others().others() == split
 
 
