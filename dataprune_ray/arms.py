@@ -23,7 +23,9 @@ from dataprune_ray.cutoff.population import pooled
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import join, open_input, redact
+from dataprune_ray.io.judgements import EVIDENCE, evidence_of
 from dataprune_ray.io.scores import group_codes
+from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.strategies.base import bands_of_cut
 from dataprune_ray.tasks import run_tasks
 
@@ -40,6 +42,8 @@ class Arm:
         decisions: folder of a finished run's decisions, which then say it.
         group_column: column of the score table with the rule's groups; None: it has none.
         seed: of the rule's hashes.
+        rescue: rows that are kept beside those of the rule; ``quality`` is the folder of the
+            judgements that it looks at.
         weighted: its rows are trained on with the weights of the decisions or of the rule.
     """
 
@@ -51,12 +55,22 @@ class Arm:
     group_column: str | None = None
     seed: int = 0
     weighted: bool = False
+    rescue: Rescue | None = None
+    quality: str = ""
+
+    @property
+    def metric(self) -> str:
+        """The score that its rules look at; '' where they look at none."""
+        plain = None if self.rescue is None else self.rescue.eligible.plain
+        rules = [rule for rule in (self.rule, plain) if rule is not None]
+        return next((rule.metric for rule in rules if "scores" in rule.columns), "")
 
     def digest(self) -> str:
         """Hex digest of what makes up the arm, save the contents of its files."""
         rule = None if self.rule is None else self.rule.to_json()
         content = [self.name, self.scores, self.decisions, self.seed, rule]
         content += ["weighted"] if self.weighted else []
+        content += [] if self.rescue is None else [self.rescue.to_json()]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
     def size(self) -> ArmSize:
@@ -108,29 +122,36 @@ def kept_rows(arm: Arm, fragment: str) -> KeptRows:
     """
     path = join(arm.scores, f"{fragment}.parquet")
     wanted = [schema.ROW_HASH, schema.ERROR]
-    if arm.rule is not None and "scores" in arm.rule.columns:
-        wanted.append(arm.rule.metric)
+    if arm.metric:
+        wanted.append(arm.metric)
     wanted += () if arm.rule is None else arm.rule.others
     if arm.group_column is not None:
         wanted.append(arm.group_column)
     with open_input(path) as file:
         table = pq.read_table(file, columns=list(dict.fromkeys(wanted)), use_threads=False)
-    table = table.filter(table[schema.ERROR].is_null())
+    good = table[schema.ERROR].is_null()
+    table = table.filter(good)
     hashes: npt.NDArray[np.uint64] = table[schema.ROW_HASH].to_numpy()
     if arm.decisions is not None:
         return _decided(arm, fragment, hashes)
     if arm.rule is None:
         return KeptRows(hashes)
     scores = groups = None
-    if arm.rule.metric in table.column_names:
-        scores = table[arm.rule.metric].to_numpy()
+    if arm.metric:
+        scores = table[arm.metric].to_numpy()
     if arm.group_column is not None:
         codes = {name: code for code, name in enumerate(arm.rule.groups)}
         groups = group_codes(table[arm.group_column].combine_chunks(), codes, path)
     others = {name: table[name].to_numpy() for name in arm.rule.others}
     block = Block(scores, seeded_hash(hashes, arm.seed), groups, others=others)
-    kept = arm.rule.apply(block)
-    return KeptRows(hashes[kept], arm.rule.weights(block)[kept] if arm.weighted else None)
+    kept, weights = arm.rule.apply(block), arm.rule.weights(block)
+    if arm.rescue is not None:
+        with open_input(join(arm.quality, f"{fragment}.parquet")) as file:
+            judged = pq.read_table(file, columns=list(EVIDENCE), use_threads=False)
+        rescued = arm.rescue.apply(block, evidence_of(judged.filter(good)))
+        kept |= rescued
+        weights = np.where(rescued, np.float32(1), weights)
+    return KeptRows(hashes[kept], weights[kept] if arm.weighted else None)
 
 
 def _decided(arm: Arm, fragment: str, hashes: npt.NDArray[np.uint64]) -> KeptRows:

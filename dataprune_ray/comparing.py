@@ -200,6 +200,8 @@ def _fold_round(
                     group_column=cut.group_column,
                     seed=one.config.select.seed,
                     weighted=config.arms.use_weights and one.weighted,
+                    rescue=cut.rescue,
+                    quality=cut.quality,
                 )
             )
         )

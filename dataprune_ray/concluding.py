@@ -28,6 +28,7 @@ from dataprune_ray.subjects import Subject
 from dataprune_ray.verdict import (
     FULL,
     PRUNED,
+    RANDOM,
     Comparison,
     TrialRun,
     costs,
@@ -71,6 +72,7 @@ def conclude(
             max_drop=gate.max_drop,
             confidence=gate.confidence,
             beat_random=gate.beat_random,
+            drawn=subject.config.select.strategy == RANDOM,
         )
     seconds = [(k, float(v)) for k, v in subject.manifest["seconds"].items() if k != "report"]
     written = sum(int(part["bytes"]) for part in subject.manifest["outputs"])
@@ -134,9 +136,15 @@ def _notes(
                 "that are held out here; a --test set of its own avoids that."
             )
         if subject.manifest.get("tuned"):
-            yield "The strategy was chosen once, on the whole corpus, not anew in each fold."
-        if subject.config.quality.rescue:
-            yield "Rows that --rescue put back are not put back inside the folds."
+            yield (
+                "The strategy was chosen once, by trials on the whole corpus, not anew without "
+                "the rows that are tested here: a mild leak in favour of pruned, which a --test "
+                "set avoids."
+            )
+        if subject.manifest.get("estimated"):
+            yield (
+                "The share cut as noise was estimated once, on the whole corpus: a mild leak, too."
+            )
     known = sum(fragment.rows or 0 for fragment in bouts[0].test.fragments)
     if config.arms.test is not None and runs and known > runs[0].test_rows:
         yield f"{known - runs[0].test_rows:,} of {known:,} test rows cannot be used: bad rows."

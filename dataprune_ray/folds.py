@@ -8,13 +8,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from dataprune_ray import stages
+from dataprune_ray import judging, stages
 from dataprune_ray.arms import names_of
 from dataprune_ray.cutoff import KeepRule, kept_counts
 from dataprune_ray.engine import Judges, ScorePlan
+from dataprune_ray.findings import Marks
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.splits import Split
+from dataprune_ray.quality.rescue import Rescue
+from dataprune_ray.rescuing import rescue_rows
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.scoring import score_in_tasks
 from dataprune_ray.selecting import select
@@ -22,10 +25,17 @@ from dataprune_ray.subjects import Subject
 from dataprune_ray.training import train
 from dataprune_ray.understanding import Understanding, judges, proxy_plans, score_plan
 
+#: Added to the seed of the folds that judge rows: with the same seed, the rows of one of as many
+#: folds would be those that are held out here.
+_JUDGING_SEED = 2
+
 
 @dataclass(frozen=True)
 class FoldCut:
-    """A cut among the rows outside a split: its table, its rule, and how many rows it keeps."""
+    """A cut among the rows outside a split: its table, its rule, and how many rows it keeps.
+
+    ``quality`` is the folder of the judgements that ``rescue`` looks at, where rows are rescued.
+    """
 
     rows: RowPlan
     scores: str
@@ -33,6 +43,8 @@ class FoldCut:
     rule: KeepRule
     group_column: str | None
     kept: int
+    rescue: Rescue | None = None
+    quality: str = ""
 
 
 def cut_folds(subject: Subject, splits: Sequence[Split], folder: str) -> list[FoldCut]:
@@ -48,7 +60,10 @@ def cut_folds(subject: Subject, splits: Sequence[Split], folder: str) -> list[Fo
     for inside, place, found in zip(insides, places, models, strict=True):
         plans.append(score_plan(subject.config, inside, found, join(place, "scores")))
     score_in_tasks(plans, subject.config.score.num_gpus)
-    return [_cut(subject, inside, plan) for inside, plan in zip(insides, plans, strict=True)]
+    return [
+        _cut(subject, inside, plan, join(place, judging.FOLDER))
+        for inside, plan, place in zip(insides, plans, places, strict=True)
+    ]
 
 
 def _without(understanding: Understanding, split: Split) -> Understanding:
@@ -86,9 +101,23 @@ def _models(
     return [judges(config, list(islice(done, len(fold)))) for fold in plans]
 
 
-def _cut(subject: Subject, inside: Understanding, plan: ScorePlan) -> FoldCut:
-    fragments = inside.rows.fragments
-    table = stages.score_table(subject.config, inside, fragments, plan.folder)
-    rule = select(table, subject.config.select, inside.info)
-    kept = int(sum(kept_counts(table, rule)))
-    return FoldCut(inside.rows, plan.folder, names_of(fragments), rule, table.group_column, kept)
+def _cut(subject: Subject, inside: Understanding, plan: ScorePlan, quality: str) -> FoldCut:
+    config, fragments = subject.config, inside.rows.fragments
+    info = inside.info
+    table = stages.score_table(config, inside, fragments, plan.folder)
+    rule, rescue = select(table, config.select, info), None
+    kept = int(sum(kept_counts(table, rule)))  # rescued rows take the place of others
+    if config.quality.rescue:
+        seed = config.select.seed + _JUDGING_SEED
+        judged = judging.judge_rows(config, inside, fragments, plan.folder, quality, seed)
+        rule, rescue = rescue_rows(Marks.of(judged), rule, config, info)
+    return FoldCut(
+        inside.rows,
+        plan.folder,
+        names_of(fragments),
+        rule,
+        table.group_column,
+        kept,
+        rescue,
+        quality,
+    )

@@ -24,10 +24,9 @@ from dataprune_ray.engine import NOTE, Judges
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.evidence import Fold, JudgePlan, judge_fragment
 from dataprune_ray.findings import QualityTable
-from dataprune_ray.io.corpus import Corpus, Fragment
+from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, list_names, open_input, read_bytes
 from dataprune_ray.io.leftovers import remove_other_fragments
-from dataprune_ray.io.output import Output
 from dataprune_ray.io.splits import Split, places
 from dataprune_ray.progress import Progress
 from dataprune_ray.samples import Sampled, fit_reference, sample_fragment
@@ -38,7 +37,7 @@ from dataprune_ray.understanding import Understanding, score_plan, train_plan
 
 logger = logging.getLogger("dataprune")
 
-_FOLDER = "quality"
+FOLDER = "quality"
 
 
 def is_asked(config: PruneConfig) -> bool:
@@ -83,39 +82,45 @@ def check(config: PruneConfig, understanding: Understanding) -> None:
 
 
 def judge_rows(
-    config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str, output: Output
+    config: PruneConfig,
+    understanding: Understanding,
+    fragments: tuple[Fragment, ...],
+    scores: str,
+    folder: str,
+    split_seed: int | None = None,
 ) -> QualityTable:
-    """Judge every scored row out of fold, into ``quality/`` of the output.
+    """Judge every scored row out of fold.
 
     Args:
         config: folds, sample size and neighbours, and how proxies are trained.
         understanding: complete, with the deciding metric first.
-        corpus: in the fragments of the score table.
+        fragments: those of the score table.
         scores: folder of the score table.
-        output: where ``quality/`` goes.
+        folder: where the quality files go.
+        split_seed: of the folds, where the rows are a fold of the configured seed themselves.
 
     Raises:
         ConfigError: the model shows no features, or the settings do not fit.
         BadDataError: the corpus holds other rows than were scored, or a fold none to train on.
     """
     check(config, understanding)
-    folder = output.path(_FOLDER)
-    plan = _plan(config, understanding, corpus, scores, folder)
-    paths = [join(scores, f"{fragment.name}.parquet") for fragment in corpus.fragments]
+    seed = config.select.seed if split_seed is None else split_seed
+    plan = _plan(config, understanding, fragments, scores, folder, seed)
+    paths = [join(scores, f"{fragment.name}.parquet") for fragment in fragments]
     census = _census(plan, config.quality.quality_sample, paths)
     plan = replace(plan, census=census.text)
     _train(config, understanding, plan)
-    _sample(config, plan, corpus, census)
-    missing = _missing(plan, corpus)
-    progress = Progress("judging", "fragments", len(corpus.fragments))
-    progress.add(len(corpus.fragments) - len(missing), reused=True)
+    _sample(config, plan, fragments, census)
+    missing = _missing(plan, fragments)
+    progress = Progress("judging", "fragments", len(fragments))
+    progress.add(len(fragments) - len(missing), reused=True)
     told = replace(plan, rows=replace(plan.rows, fragments=()))
     gpus = config.score.num_gpus
     for _ in run_tasks(partial(judge_fragment, told), missing, num_cpus=TASK_CPUS, num_gpus=gpus):
         progress.add(1)
     return QualityTable(
         folder=folder,
-        names=tuple(fragment.name for fragment in corpus.fragments),
+        names=tuple(fragment.name for fragment in fragments),
         classes=plan.classes,
         seed=config.select.seed,
         group_column=schema.LABEL if plan.rows.group is None else schema.GROUP,
@@ -129,13 +134,18 @@ def screen_columns(config: PruneConfig, understanding: Understanding) -> tuple[s
 
 
 def _plan(
-    config: PruneConfig, understanding: Understanding, corpus: Corpus, scores: str, folder: str
+    config: PruneConfig,
+    understanding: Understanding,
+    fragments: tuple[Fragment, ...],
+    scores: str,
+    folder: str,
+    seed: int,
 ) -> JudgePlan:
     labelled = understanding.label.column is not None
     count = config.quality.quality_folds if labelled else 1
     folds = tuple(
         Fold(
-            split=Split.fold(count, index, config.select.seed),
+            split=Split.fold(count, index, seed),
             checkpoint=join(folder, f"fold-{index}.safetensors")
             if labelled
             else config.model.given[0],
@@ -144,7 +154,7 @@ def _plan(
         for index in range(count)
     )
     return JudgePlan(
-        rows=replace(understanding.rows, fragments=corpus.fragments),
+        rows=replace(understanding.rows, fragments=fragments),
         model=understanding.model,
         folds=folds,
         scores=scores,
@@ -220,7 +230,9 @@ def _census_of(splits: list[Split], limit: int, path: str) -> _Census:
     return found
 
 
-def _sample(config: PruneConfig, plan: JudgePlan, corpus: Corpus, census: _Census) -> None:
+def _sample(
+    config: PruneConfig, plan: JudgePlan, fragments: tuple[Fragment, ...], census: _Census
+) -> None:
     """The sample of each fold, unless it is there.
 
     Raises:
@@ -232,7 +244,7 @@ def _sample(config: PruneConfig, plan: JudgePlan, corpus: Corpus, census: _Censu
     told = replace(plan, rows=replace(plan.rows, fragments=()))
     parts: dict[int, list[Sampled]] = {fold: [] for fold in range(len(plan.folds))}
     gather = partial(sample_fragment, told, census.lasts(plan))
-    for found in run_tasks(gather, corpus.fragments, num_gpus=config.score.num_gpus):
+    for found in run_tasks(gather, fragments, num_gpus=config.score.num_gpus):
         for fold, part in found:
             parts[fold].append(part)
     work = list(parts.items())
@@ -256,17 +268,17 @@ def _is_of(reference: str, census: str) -> bool:
     return bool(header.get("__metadata__", {}).get("census") == census)
 
 
-def _missing(plan: JudgePlan, corpus: Corpus) -> list[Fragment]:
+def _missing(plan: JudgePlan, fragments: tuple[Fragment, ...]) -> list[Fragment]:
     """Fragments without a quality file of these rows; files of other fragments are removed."""
-    names = {f"{fragment.name}.parquet" for fragment in corpus.fragments}
+    names = {f"{fragment.name}.parquet" for fragment in fragments}
     remove_other_fragments(plan.folder, names)
     present = set(list_names(plan.folder, ".parquet"))
     judged = set()
-    held = [f for f in corpus.fragments if f"{f.name}.parquet" in present]
+    held = [f for f in fragments if f"{f.name}.parquet" in present]
     for name, census in run_tasks(partial(_note_of, plan.folder), [f.name for f in held]):
         if census == plan.census:
             judged.add(name)
-    return [fragment for fragment in corpus.fragments if fragment.name not in judged]
+    return [fragment for fragment in fragments if fragment.name not in judged]
 
 
 def _note_of(folder: str, name: str) -> tuple[str, str]:

@@ -217,9 +217,8 @@ def _judged(config: PruneConfig, scored: _Scored, output: Output, journal: Journ
     if not judging.is_asked(config):
         return None
     with journal.stage("quality"):
-        table = judging.judge_rows(
-            config, scored.understanding, scored.corpus, scored.scores, output
-        )
+        fragments, folder = scored.corpus.fragments, output.path(judging.FOLDER)
+        table = judging.judge_rows(config, scored.understanding, fragments, scored.scores, folder)
         return Marks.of(table)
 
 

@@ -1,6 +1,8 @@
 """Quality checks of a cut through the whole job, on digits of which a fifth is mislabelled."""
 
+import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
 
-from dataprune_ray.config import PruneConfig
+from dataprune_ray import comparing
+from dataprune_ray.arms import kept_hashes
+from dataprune_ray.config import CompareConfig, PruneConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.output import remove_run
@@ -117,6 +121,42 @@ def test_the_count_is_exact_and_the_decisions_say_what_was_rescued(noisy, run):
     assert (far[chosen] > q3 + 1.5 * (q3 - q1)).all()
     assert (quality["neighbour_agreement"].to_numpy()[chosen] >= 0.5).all()
     assert (quality["predicted"].to_numpy()[chosen] == quality["label"].to_numpy()[chosen]).all()
+
+
+def test_a_comparison_rescues_anew_without_the_rows_it_tests(run, tmp_path):
+    """Judged, rescued and cut among the rows that are left; as many are kept as without rescue."""
+    _, output = run
+    asked = {"pruned": str(output), "test_fraction": 0.3, "arms": ["pruned"]}
+    config = CompareConfig.from_flat(asked)
+    (subject,) = comparing.open_subjects(config)
+    harder = replace(subject, config=subject.config.replace(keep=0.2))  # drops more to rescue
+    (bout,) = comparing.rounds(config, [harder], str(tmp_path))
+    (arm,) = [entry.arm for entry in bout.entries]
+    fold = Path(arm.scores).parent
+    assert Path(arm.quality) == fold / "quality"
+    scores, judged = tables(fold, "scores"), tables(fold, "quality")
+    assert scores["row_hash"].equals(judged["row_hash"])
+    right = scores["error"].is_null()
+    scores, judged = scores.filter(right), judged.filter(right)
+    hashes = scores["row_hash"].to_numpy()
+    assert not bout.held_out.admits(hashes).any()
+    records = [json.loads(p.read_text()) for p in (fold / "quality").glob("fold-*.json")]
+    assert sum(record["rows_available"] for record in records) == 2 * len(hashes)
+    assert np.bincount(judged["fold"].to_numpy()).min() > 0.25 * len(hashes)
+
+    found = np.concatenate([kept_hashes(arm, name) for name in arm.fragments])
+    kept = int(0.2 * len(hashes) + 0.5)
+    assert len(found) == len(np.unique(found)) == kept
+    order = np.argsort(-scores["el2n"].to_numpy(), kind="stable")
+    rescued = np.isin(hashes, found)
+    assert rescued[order[: kept - arm.rescue.rows]].all()
+    rescued[order[:kept]] = False
+    assert rescued.sum() == arm.rescue.rows > 0
+    far = judged["neighbour_distance"].to_numpy()
+    q1, q3 = np.quantile(far, [0.25, 0.75], method="inverted_cdf")
+    assert (far[rescued] > q3 + 1.5 * (q3 - q1)).all()
+    assert (judged["neighbour_agreement"].to_numpy()[rescued] >= 0.5).all()
+    assert (judged["predicted"].to_numpy()[rescued] == judged["label"].to_numpy()[rescued]).all()
 
 
 def test_the_noise_is_measured_and_its_rows_are_found(noisy, run):
