@@ -10,6 +10,7 @@ from typing import Any
 from dataprune_ray.comparing import FOLDER, Round
 from dataprune_ray.config import CompareConfig
 from dataprune_ray.errors import ConfigError, GateError
+from dataprune_ray.inference import costs, judge, summarise
 from dataprune_ray.io.filesystems import (
     exists,
     join,
@@ -25,16 +26,7 @@ from dataprune_ray.manifest import versions, without_secrets
 from dataprune_ray.quality import Leakage
 from dataprune_ray.report import from_json, render, render_comparison
 from dataprune_ray.subjects import Subject
-from dataprune_ray.verdict import (
-    FULL,
-    PRUNED,
-    RANDOM,
-    Comparison,
-    TrialRun,
-    costs,
-    judge,
-    summarise,
-)
+from dataprune_ray.verdict import FULL, PRUNED, RANDOM, Comparison, TrialRun
 
 RESULT = "comparison.json"
 

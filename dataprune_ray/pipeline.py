@@ -14,6 +14,7 @@ from dataprune_ray import (
     incremental,
     judging,
     manifest,
+    retraining,
     stages,
     telemetry,
     trying,
@@ -163,7 +164,7 @@ def compare(config: CompareConfig, command: str = "") -> dict[str, Any]:
         if config.run.overwrite:
             concluding.forget(root)
         bouts = comparing.rounds(config, subjects, root)
-        runs = comparing.train_all(config, subjects, bouts, root)
+        runs = retraining.train_all(config, subjects, bouts, root)
         shared = concluding.shared_rows(config, bouts)
         comparison = concluding.conclude(config, subjects, bouts, runs, shared)
         return concluding.write(config, subjects, comparison, shared, root, command)

@@ -8,6 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from dataprune_ray.inference import costs, judge, summarise
 from dataprune_ray.quality import Leakage, Quality
 from dataprune_ray.report import (
     BadRow,
@@ -17,16 +18,7 @@ from dataprune_ray.report import (
     ReportData,
     ScoreHistogram,
 )
-from dataprune_ray.verdict import (
-    Comparison,
-    Interval,
-    TrialRun,
-    Tuned,
-    TuneStep,
-    costs,
-    judge,
-    summarise,
-)
+from dataprune_ray.verdict import Comparison, Interval, TrialRun, Tuned, TuneStep
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;{{ 7 * 7 }}"
 VOID = {"meta", "link", "img", "br", "wbr", "hr", "input"}

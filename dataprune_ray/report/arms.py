@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from markupsafe import Markup
 
+from dataprune_ray.inference import differences, interval, overlap_of
 from dataprune_ray.report import formats, svg
 from dataprune_ray.report.curves import Line, lines, thinned
 from dataprune_ray.report.plots import Change, Dots, Guide, diverging, dots
@@ -20,9 +21,6 @@ from dataprune_ray.verdict import (
     ArmSummary,
     Comparison,
     TrialRun,
-    differences,
-    interval,
-    overlap_of,
 )
 
 MAX_ARMS = 10

@@ -8,16 +8,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from dataprune_ray.inference import class_means
 from dataprune_ray.report import arms, formats, spending
-from dataprune_ray.verdict import (
-    FULL,
-    PRUNED,
-    ArmSummary,
-    Comparison,
-    Interval,
-    TrialRun,
-    class_means,
-)
+from dataprune_ray.verdict import FULL, PRUNED, ArmSummary, Comparison, Interval, TrialRun
 
 MAX_CLASS_BARS = 20
 MAX_CLASS_CHARTS = 3

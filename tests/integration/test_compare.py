@@ -22,12 +22,12 @@ from dataprune_ray.arms import kept_hashes
 from dataprune_ray.concluding import check_gate
 from dataprune_ray.config import CompareConfig, PruneConfig
 from dataprune_ray.errors import ConfigError, DataPruneError, GateError
+from dataprune_ray.inference import interval
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.identity import as_keys, key_hashes
 from dataprune_ray.io.splits import Split
 from dataprune_ray.pipeline import compare, prune
 from dataprune_ray.understanding import complete, understand
-from dataprune_ray.verdict import interval
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 TRAIN = 1_400

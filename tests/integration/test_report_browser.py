@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from browsing import SCHEMES, WIDTHS, browse, needs_chromium
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from report_samples import EMPTY
 
 from dataprune_ray.report import (
     BadRow,
@@ -262,26 +263,11 @@ def table_report():
     )
 
 
-def empty_report():
-    return ReportData(
-        title="",
-        rows_in=0,
-        rows_kept=0,
-        rows_dropped=0,
-        rows_quarantined=0,
-        requested_keep=None,
-        bytes_in=0,
-        bytes_out=0,
-        sentence="",
-        histogram=ScoreHistogram("", (), (), (), None, "random"),
-    )
-
-
 REPORTS = {
     "digits": digits_report,
     "text": text_report,
     "table": table_report,
-    "empty": empty_report,
+    "empty": lambda: EMPTY,
 }
 
 

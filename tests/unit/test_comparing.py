@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from dataprune_ray import comparing, concluding
+from dataprune_ray import comparing, concluding, retraining
 from dataprune_ray.arms import Arm
 from dataprune_ray.comparing import Entry, Round
 from dataprune_ray.config import CompareConfig
@@ -26,7 +26,7 @@ def planned(rows, full, seed=None, **settings):
     config = CompareConfig.from_flat({"train_batch_size": 100, "epochs": 4, **settings})
     entry = Entry(Arm("pruned", "s", ("f",)), seed)
     bout = Round(None, SimpleNamespace(), MODEL, (entry,), SimpleNamespace(), None, "t")
-    return list(comparing.plans(config, [SUBJECT], bout, entry, rows, full))
+    return list(retraining.plans(config, [SUBJECT], bout, entry, rows, full))
 
 
 def test_equal_updates_are_those_of_the_full_arm():

@@ -11,13 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from dataprune_ray.verdict import (
-    FULL,
-    PRUNED,
-    RANDOM,
-    Comparison,
-    TrialRun,
-    Tuned,
+from dataprune_ray.inference import (
     class_means,
     costs,
     differences,
@@ -27,6 +21,7 @@ from dataprune_ray.verdict import (
     overlap_of,
     summarise,
 )
+from dataprune_ray.verdict import FULL, PRUNED, RANDOM, Comparison, TrialRun, Tuned
 
 POINTS = st.lists(st.integers(-900, 900).map(lambda n: n / 100), min_size=2, max_size=12).filter(
     lambda values: len(set(values)) > 1
