@@ -24,7 +24,7 @@ from dataprune_ray.io.filesystems import (
     resolve,
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
-from dataprune_ray.metrics import METRICS, model_needs
+from dataprune_ray.metrics import METRICS, is_expression, model_needs
 from dataprune_ray.strategies import extra_metrics
 from dataprune_ray.training import read_result
 
@@ -118,7 +118,7 @@ def check_settings(config: PruneConfig, baseline: Baseline) -> None:
     now, before = config.flat(), baseline.settings
     metrics = tuple(dict.fromkeys([*config.score.metric, *extra_metrics(config.select)]))
     for name in metrics:
-        if METRICS[name].fit is not None or METRICS[name].learns:
+        if is_expression(name) or METRICS[name].fit is not None or METRICS[name].learns:
             raise ConfigError(
                 "metric",
                 name,

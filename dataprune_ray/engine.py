@@ -100,6 +100,7 @@ class ScorePlan:
     space: SpaceOptions = field(default_factory=SpaceOptions)
     checksums: bool = False  # noted of the corpus's files, where they are cheap
     learning: Learning | None = None
+    expressions: tuple[str, ...] = ()  # formulas of the metrics, added last
 
     @property
     def needs(self) -> frozenset[str]:

@@ -10,6 +10,7 @@ from itertools import islice
 
 from dataprune_ray import judging, stages
 from dataprune_ray.arms import names_of
+from dataprune_ray.combining import combine
 from dataprune_ray.cutoff import KeepRule, kept_counts
 from dataprune_ray.engine import Judges, ScorePlan
 from dataprune_ray.findings import Marks
@@ -60,6 +61,8 @@ def cut_folds(subject: Subject, splits: Sequence[Split], folder: str) -> list[Fo
     for inside, place, found in zip(insides, places, models, strict=True):
         plans.append(score_plan(subject.config, inside, found, join(place, "scores")))
     score_in_tasks(plans, subject.config.score.num_gpus)
+    for plan in plans:
+        combine(plan)
     return [
         _cut(subject, inside, plan, join(place, judging.FOLDER))
         for inside, plan, place in zip(insides, plans, places, strict=True)

@@ -21,6 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dataprune_ray import schema
+from dataprune_ray.combining import combined_in_memory
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
 from dataprune_ray.engine import check_models
@@ -207,7 +208,8 @@ def _score_sample(work: _Work) -> _Sample:
         parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]
         seconds = time.perf_counter() - started
         table = pa.concat_tables(parts) if parts else plan.layout.empty_table()
-    return _Sample(fitted_in_memory(plan, table), seconds, update_seconds)
+    finished = combined_in_memory(plan, fitted_in_memory(plan, table))
+    return _Sample(finished, seconds, update_seconds)
 
 
 def _expected(

@@ -10,6 +10,7 @@ from typing import Any
 from dataprune_ray import galleries, incremental, manifest, schema, telemetry
 from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
 from dataprune_ray.cluster import Cluster, pool_of
+from dataprune_ray.combining import combine
 from dataprune_ray.config import AUTO, PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.cutoff.population import UNGROUPED
@@ -152,6 +153,7 @@ def score_rows(
         foreign=config.run.scores is not None,
     )
     if config.run.scores is None:
+        combine(plan)
         save(understanding, corpus, plan, tuple(map(weights_digest, plan.judges.paths)))
     members = {name for count in counts for name in count.members}
     if corpus.format == "webdataset":

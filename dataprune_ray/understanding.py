@@ -117,7 +117,9 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
         raise ConfigError("output", "", "name a directory for the result")
     target = config.score.learned_metric
     names = (*config.score.metric, *extra_metrics(config.select))
-    metrics = tuple(resolve_metric(name, target) for name in dict.fromkeys(names))
+    asked = [resolve_metric(name, target) for name in names]
+    parts = [resolve_metric(name, target) for metric in asked for name in metric.combines]
+    metrics = tuple({metric.name: metric for metric in (*asked, *parts)}.values())
     chosen = config.select.strategy
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
     noise_metric(config, metrics)
@@ -283,7 +285,8 @@ def score_plan(
         rows=replace(understanding.rows, extra=understanding.space_column, digests=copies),
         model=understanding.model,
         judges=judges,
-        metrics=tuple(metric.name for metric in understanding.metrics),
+        metrics=tuple(m.name for m in understanding.metrics if not m.combines),
+        expressions=tuple(m.name for m in understanding.metrics if m.combines),
         options=MetricOptions(
             gradient_weight=score.gradient_weight,
             loss_weight=score.loss_weight,

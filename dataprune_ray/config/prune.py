@@ -121,7 +121,10 @@ class ScoreConfig(Stage):
     """What is computed per row."""
 
     metric: tuple[str, ...] = Field(
-        ("el2n",), min_length=1, description="importance metrics; the first decides the cut"
+        ("el2n",),
+        min_length=1,
+        description="importance metrics, or formulas of them such as "
+        "'rank(el2n) + 0.5 * rank(entropy)'; the first decides the cut",
     )
     gradient_weight: float = Field(0.5, ge=0, description="weight of grad_norm in loss_grad")
     loss_weight: float = Field(0.5, ge=0, description="weight of loss in loss_grad")

@@ -15,6 +15,7 @@ bands      score intervals with a bound on the hash
 screen     rows dropped by another score column before anything else
 draw       weighted sampling: keys made of score and hash
 rule       the keep rule: bands that any worker applies to a row alone
+ranks      ranks and moments of all scores
 statistics counts, extremes, mean, histogram
 ========== =====================================================================
 """
@@ -35,6 +36,7 @@ from dataprune_ray.cutoff.population import (
     pooled,
     scored_by,
 )
+from dataprune_ray.cutoff.ranks import Moments, Ranks, moments, ranks
 from dataprune_ray.cutoff.reasons import DUPLICATE, NOISE, REASONS
 from dataprune_ray.cutoff.rule import KeepRule
 from dataprune_ray.cutoff.screen import Screen, unscreened
@@ -62,7 +64,9 @@ __all__ = [
     "ExactSum",
     "KeepRule",
     "MemoryPopulation",
+    "Moments",
     "Population",
+    "Ranks",
     "Screen",
     "WeightedDraw",
     "derived",
@@ -74,8 +78,10 @@ __all__ = [
     "histogram",
     "kept_counts",
     "mean_score",
+    "moments",
     "ordered_key",
     "pooled",
+    "ranks",
     "score_of_key",
     "score_sum",
     "scored_by",

@@ -39,6 +39,7 @@ from dataprune_ray.metrics.dynamics import (
     WINDOWED,
 )
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
+from dataprune_ray.metrics.expression import is_expression, parse
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
 from dataprune_ray.metrics.learned import LEARNED, learned_from
 from dataprune_ray.metrics.moderate import MODERATE
@@ -58,6 +59,7 @@ __all__ = [
     "Step",
     "check_metrics",
     "get_metric",
+    "is_expression",
     "model_needs",
     "resolve_metric",
 ]
@@ -125,10 +127,15 @@ def model_needs(metrics: Iterable[Metric], space: str) -> frozenset[Need]:
 def resolve_metric(name: str, learned_metric: str) -> Metric:
     """The metric of that name; ``learned`` with the traits of the metric that it predicts.
 
+    A formula is an entry of its own, beside the metrics that it is made of.
+
     Raises:
         UnknownNameError: there is none.
-        ConfigError: ``learned_metric`` cannot be predicted.
+        ConfigError: ``learned_metric`` cannot be predicted, or it is no formula.
     """
+    if is_expression(name):
+        formula = parse(name, METRICS)
+        return formula.as_metric({n: resolve_metric(n, learned_metric) for n in formula.metrics})
     metric = get_metric(name)
     if not metric.learns:
         return metric

@@ -168,6 +168,7 @@ class Metric:
             row hash gives it.
         fit: second stage over the whole corpus, if any.
         learns: whether its values are predicted for most rows.
+        combines: metrics that it is a formula of; none where it is one of its own.
         track: makes the tracker of one batch, where it looks at a run's checkpoints in turn.
     """
 
@@ -185,6 +186,7 @@ class Metric:
     fit: CorpusFit | None = None
     track: Callable[[MetricOptions], Tracker] | None = None
     learns: bool = False
+    combines: tuple[str, ...] = ()
 
     @property
     def averaged(self) -> bool:

@@ -9,6 +9,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import rankdata
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -204,8 +205,14 @@ def test_quotas_of_another_column_after_noise(digits, tmp_path):
     folder, out = write_parquet(tmp_path / "in", table, files=3), tmp_path / "out"
     changes = {"input": folder, "strategy": "class_balanced", "group_column": "source"}
     changes |= {"noise_cut": 0.1, "noise_metric": "margin", "keep": 0.3}
+    changes |= {"metric": ["rank(el2n)+0.5*rank(entropy)"]}
+    expected = preview(settings(digits, out, **changes, dry_run=True, sample_rows=400))
+    assert "rank(el2n) + 0.5 * rank(entropy)" in expected.explanation
     manifest = run(digits, out, **changes)
     scores = pq.read_table(out / "scores").to_pandas()
+    parts = ((rankdata(scores[name]) - 1) / 1796 for name in ("el2n", "entropy"))
+    formula = next(parts) + 0.5 * next(parts)
+    assert np.abs(scores["rank(el2n) + 0.5 * rank(entropy)"] - formula).max() < 1e-6
     decisions = pq.read_table(out / "decisions").to_pandas()
     assert decisions["group"].tolist() == [name or "(null)" for name in source]
     noise = decisions["reason"] == "dropped: cut as noise"
