@@ -208,7 +208,7 @@ def _score_sample(work: _Work) -> _Sample:
         parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]
         seconds = time.perf_counter() - started
         table = pa.concat_tables(parts) if parts else plan.layout.empty_table()
-    finished = combined_in_memory(plan, fitted_in_memory(plan, table))
+        finished = combined_in_memory(plan, fitted_in_memory(plan, table))
     return _Sample(finished, seconds, update_seconds)
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import itertools
+import tarfile
 from dataclasses import replace
 
 import numpy as np
@@ -13,14 +15,18 @@ import torch
 from sklearn.datasets import load_digits
 
 from dataprune_ray import fitting
+from dataprune_ray.baseline import Baseline, check_settings
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.engine import Engine, Judges, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.fitting import finish, fitted_in_memory, forget
 from dataprune_ray.io import open_corpus
+from dataprune_ray.io.splits import Split
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.placing import load_space
-from dataprune_ray.surveying import survey_here
+from dataprune_ray.preview import _score_sample, _Work
+from dataprune_ray.scoring import score_in_tasks
+from dataprune_ray.surveying import _count, survey_here
 from dataprune_ray.understanding import score_plan, understand
 
 SPACED = tuple(name for name, metric in METRICS.items() if "space" in metric.needs)
@@ -193,8 +199,10 @@ def test_a_space_that_the_corpus_cannot_give_is_refused(tmp_path, table):
 @pytest.fixture
 def in_process(monkeypatch):
     """Tasks run one after the other in this process."""
-    for module in ("fitting", "shuffling"):
-        monkeypatch.setattr(f"dataprune_ray.{module}.run_tasks", map)
+    for module in ("fitting", "scoring", "shuffling", "surveying"):
+        monkeypatch.setattr(
+            f"dataprune_ray.{module}.run_tasks", lambda f, items, **_: map(f, items)
+        )
 
 
 def committed(plan):
@@ -275,3 +283,76 @@ def test_a_search_that_was_cut_off_is_begun_again(tmp_path, copied, monkeypatch)
     assert not any(p.suffix == ".arrow" for p in (tmp_path / "t").iterdir())
     assert forget(plan)
     assert [p.name for p in (tmp_path / "t").iterdir()] == []
+
+
+def test_archives_are_counted_for_the_sample(tmp_path):
+    """Nothing but reading tells how many rows an archive holds."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "tars"
+    folder.mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / f"{shard}.tar", "w") as archive:
+            for row in range(60):
+                payload = io.BytesIO()
+                np.save(payload, rng.normal(size=4).astype(np.float32))
+                for name, content in (("npy", payload.getvalue()), ("cls", b"%d" % (row % 10))):
+                    info = tarfile.TarInfo(f"{shard}-{row:03d}.{name}")
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    options = {"features": ["npy"], "label": "cls", "id_column": None, "space": "inputs"}
+    plan = planned(str(folder), tmp_path / "s", survey_rows=30, metric=["surprisal"],
+                   density="knn", **options)  # fmt: skip
+    assert [fragment.rows for fragment in plan.rows.fragments] == [None, None]
+    assert [_count(plan, fragment) for fragment in plan.rows.fragments] == [60, 60]
+    assert len(load_space(plan.space_path).tensors["density_rows"]) == 30
+
+
+@pytest.mark.parametrize("name", SPACED)
+def test_a_baseline_cannot_be_extended_by_what_a_sample_decides(name):
+    config = PruneConfig.from_flat({"input": "in", "output": "out", "metric": ["random", name]})
+    baseline = Baseline("base", {}, {}, {"on_gpu": False}, "digest")
+    with pytest.raises(ConfigError, match=rf"metric='{name}': looks at the whole corpus"):
+        check_settings(config, baseline)
+
+
+def test_a_preview_scores_its_sample_with_a_space_of_its_own(tmp_path, table):
+    corpus = write(tmp_path / "a", table, files=2)
+    config = PruneConfig.from_flat(
+        {
+            "input": corpus, "features": ["x"], "label": "label", "id_column": "id",
+            "metric": SPACED, "space": "emb", "num_classes": 10, "dry_run": True,
+        }
+    )  # fmt: skip
+    understanding = understand(config, open_corpus(config.corpus))
+    label = replace(understanding.label, classes=CLASSES)
+    understanding = replace(
+        understanding,
+        rows=replace(understanding.rows, label=label),
+        model=replace(understanding.model, label=label),
+    )
+    rows = understanding.rows.sampled(0.5)
+    found = _score_sample(_Work(config, rows, understanding)).table
+    assert 250 < found.num_rows < 350
+    for name in SPACED:
+        assert found[name].null_count == 0
+        assert len(found[name].unique()) > 1
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_fold_is_surveyed_by_its_own_rows(tmp_path, table):
+    config = {"space": "inputs", "survey_rows": 100, "density": "knn"}
+    whole = planned(write(tmp_path / "a", table, files=2), tmp_path / "s", **config)
+    split = Split.fold(3, 1).others()
+    rows = whole.rows.within(split)
+    fold = replace(whole, rows=rows, folder=str(tmp_path / "fold"))
+    score_in_tasks([fold])
+    found = pq.read_table(fold.folder)
+    inside = split.admits(found["row_hash"].to_numpy())
+    assert inside.all()
+    assert 350 < len(found) < 450
+    sample = load_space(fold.space_path).tensors["density_row_hash"]
+    assert split.admits(sample).all()
+    assert len(sample) == 100
+    assert set(load_space(whole.space_path).tensors["density_row_hash"]) != set(sample)
+    for name in SPACED:
+        assert found[name].null_count == 0
