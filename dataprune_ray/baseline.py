@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from dataprune_ray.config import OPERATIONAL, CorpusConfig, ModelConfig, PruneConfig, ScoreConfig
-from dataprune_ray.engine import Judges
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
@@ -25,6 +24,7 @@ from dataprune_ray.io.filesystems import (
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.metrics import METRICS, is_expression, model_needs
+from dataprune_ray.plans import Judges
 from dataprune_ray.strategies import extra_metrics
 from dataprune_ray.training import read_result
 

@@ -26,10 +26,11 @@ from dataprune_ray.cutoff import (
     ranks,
 )
 from dataprune_ray.cutoff.population import UNGROUPED
-from dataprune_ray.engine import NOTE, ScorePlan, score_column
+from dataprune_ray.engine import NOTE, score_column
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.filesystems import atomic_output, open_input
 from dataprune_ray.metrics.expression import Expression, Scale
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.tasks import run_tasks
 

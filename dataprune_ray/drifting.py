@@ -8,10 +8,10 @@ from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.deciding import Decided
 from dataprune_ray.drift import LARGE, Drift, measure
-from dataprune_ray.engine import FragmentCount
 from dataprune_ray.incremental import Reuse, reused_fragments
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.journal import Journal
+from dataprune_ray.plans import FragmentCount
 from dataprune_ray.selecting import ScoreTable
 from dataprune_ray.understanding import Understanding
 

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.engine import NOTE, ScorePlan, score_column
+from dataprune_ray.engine import NOTE, score_column
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.filesystems import (
     atomic_output,
@@ -34,6 +34,7 @@ from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
 from dataprune_ray.metrics import METRICS, CorpusFit, Extent, Step
 from dataprune_ray.placing import digest_rows, load_space, vector_rows
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.shuffling import find_redundant, redundancy_of, remove_scratch
 from dataprune_ray.tasks import run_tasks
 

@@ -12,11 +12,12 @@ from dataprune_ray import judging, stages
 from dataprune_ray.arms import names_of
 from dataprune_ray.combining import combine
 from dataprune_ray.cutoff import KeepRule, kept_counts
-from dataprune_ray.engine import Judges, ScorePlan
 from dataprune_ray.findings import Marks
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.splits import Split
+from dataprune_ray.planning import judges, proxy_plans, score_plan
+from dataprune_ray.plans import Judges, ScorePlan
 from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.rescuing import rescue_rows
 from dataprune_ray.scanning import needs_scan, scan
@@ -24,7 +25,7 @@ from dataprune_ray.scoring import score_in_tasks
 from dataprune_ray.selecting import select
 from dataprune_ray.subjects import Subject
 from dataprune_ray.training import train
-from dataprune_ray.understanding import Understanding, judges, proxy_plans, score_plan
+from dataprune_ray.understanding import Understanding
 
 #: Added to the seed of the folds that judge rows: with the same seed, the rows of one of as many
 #: folds would be those that are held out here.

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from dataprune_ray import schema
 from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.engine import FILES, NOTE, ScorePlan
+from dataprune_ray.engine import FILES, NOTE
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.checksums import Mark, same_files
 from dataprune_ray.io.corpus import (
@@ -43,6 +43,7 @@ from dataprune_ray.io.filesystems import (
     write_bytes,
 )
 from dataprune_ray.io.output import BASELINE, Output
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.unchanged import marks_in, marks_of
 

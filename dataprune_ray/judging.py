@@ -20,7 +20,7 @@ from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.config.prune import AUTO
 from dataprune_ray.deciding import identity_sum
-from dataprune_ray.engine import NOTE, Judges
+from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.evidence import Fold, JudgePlan, judge_fragment
 from dataprune_ray.findings import QualityTable
@@ -28,12 +28,14 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, list_names, open_input, read_bytes
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.splits import Split, places
+from dataprune_ray.planning import score_plan, train_plan
+from dataprune_ray.plans import Judges
 from dataprune_ray.progress import Progress
 from dataprune_ray.samples import Sampled, fit_reference, sample_fragment
 from dataprune_ray.strategies import extra_metrics, get_strategy
 from dataprune_ray.tasks import TASK_CPUS, run_tasks
 from dataprune_ray.training import train
-from dataprune_ray.understanding import Understanding, score_plan, train_plan
+from dataprune_ray.understanding import Understanding
 
 logger = logging.getLogger("dataprune")
 

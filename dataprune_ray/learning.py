@@ -17,13 +17,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataprune_ray.engine import ScorePlan
 from dataprune_ray.errors import ConfigError, StorageError
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import beside, exists, read_bytes, redact, write_bytes
 from dataprune_ray.io.rows import STORAGE_FAILED, ahead, read_rows
 from dataprune_ray.io.splits import places
 from dataprune_ray.models import image_transform
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.predicting import (
     JUDGES,
     Apprentice,

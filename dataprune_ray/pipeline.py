@@ -24,7 +24,6 @@ from dataprune_ray.baseline import open_baseline
 from dataprune_ray.cluster import Cluster, cluster, pool_of
 from dataprune_ray.config import AUTO, CompareConfig, PruneConfig
 from dataprune_ray.drifting import drift_since, rows_of_baseline
-from dataprune_ray.engine import FragmentCount
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.findings import Marks
 from dataprune_ray.incremental import Reuse
@@ -35,6 +34,7 @@ from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, Output, remove_leftovers
 from dataprune_ray.journal import Journal
+from dataprune_ray.plans import FragmentCount
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
 from dataprune_ray.rescuing import rescue_rows

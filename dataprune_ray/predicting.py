@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataprune_ray.engine import Engine, Judges, ScorePlan
+from dataprune_ray.engine import Engine
 from dataprune_ray.io.filesystems import join, read_bytes
 from dataprune_ray.io.rows import RowBatch
 from dataprune_ray.io.splits import Split
 from dataprune_ray.metrics.learned import LEARNED
+from dataprune_ray.plans import Judges, ScorePlan
 from dataprune_ray.prediction import Learner, cues_of
 
 #: Mixed in so that sample and judges have nothing to do with folds, ties or each other.

@@ -30,18 +30,14 @@ from dataprune_ray.fitting import fitted_in_memory
 from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.learning import learn_here
+from dataprune_ray.planning import judges, proxy_plans, score_plan
 from dataprune_ray.predicting import engine_for
 from dataprune_ray.scoring import Pool
 from dataprune_ray.strategies import compile_rule
 from dataprune_ray.surveying import survey_here
 from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import TrainResult, fit
-from dataprune_ray.understanding import (
-    Understanding,
-    judges,
-    proxy_plans,
-    score_plan,
-)
+from dataprune_ray.understanding import Understanding
 
 logger = logging.getLogger("dataprune")
 

@@ -10,8 +10,9 @@ from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.io.filesystems import beside, exists, read_bytes, write_bytes
 from dataprune_ray.io.output import Output
+from dataprune_ray.planning import proxy_name, proxy_plans
 from dataprune_ray.training import TrainResult, read_result, train
-from dataprune_ray.understanding import Understanding, proxy_name, proxy_plans
+from dataprune_ray.understanding import Understanding
 
 logger = logging.getLogger("dataprune")
 

@@ -22,7 +22,7 @@ import ray.data
 import torch
 
 from dataprune_ray import telemetry
-from dataprune_ray.engine import NOTE, FragmentCount, ScorePlan
+from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
@@ -30,6 +30,7 @@ from dataprune_ray.io.filesystems import exists, list_names, open_input
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
 from dataprune_ray.learning import learn
+from dataprune_ray.plans import FragmentCount, ScorePlan
 from dataprune_ray.predicting import engine_for
 from dataprune_ray.surveying import survey
 from dataprune_ray.tasks import own_errors, run_tasks

@@ -15,7 +15,7 @@ from dataprune_ray.config import AUTO, PruneConfig, parse_limit
 from dataprune_ray.cutoff import KeepRule
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.deciding import Decided, WritePlan, decide
-from dataprune_ray.engine import FragmentCount, check_models
+from dataprune_ray.engine import check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.findings import Marks, summarise
 from dataprune_ray.incremental import Reuse
@@ -35,6 +35,8 @@ from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.learning import agreement_in, warning_of
+from dataprune_ray.planning import judges, score_plan
+from dataprune_ray.plans import FragmentCount
 from dataprune_ray.progress import Progress
 from dataprune_ray.quality import Quality
 from dataprune_ray.quality.rescue import Rescue
@@ -45,15 +47,7 @@ from dataprune_ray.selecting import ScoreTable, distinct_groups
 from dataprune_ray.strategies import get_strategy
 from dataprune_ray.training import TrainResult
 from dataprune_ray.unchanged import settled
-from dataprune_ray.understanding import (
-    Understanding,
-    as_saved,
-    complete,
-    judges,
-    restore,
-    save,
-    score_plan,
-)
+from dataprune_ray.understanding import Understanding, as_saved, complete, restore, save
 from dataprune_ray.verdict import Tuned
 from dataprune_ray.writing import Written, plan_parts, write_parts
 

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataprune_ray.engine import Engine, ScorePlan, load_model
+from dataprune_ray.engine import Engine, load_model
 from dataprune_ray.errors import BadDataError, StorageError
 from dataprune_ray.features import encode_example
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -27,6 +27,7 @@ from dataprune_ray.io.rows import STORAGE_FAILED, columns_to_read
 from dataprune_ray.io.splits import Split, places
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.models import FeatureTap, image_transform
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.space import INPUTS, MODEL, Space, Survey
 from dataprune_ray.tasks import run_tasks
 

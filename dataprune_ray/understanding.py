@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -13,7 +11,6 @@ from pydantic import TypeAdapter
 
 from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
-from dataprune_ray.engine import Judges, Learning, ScorePlan
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 from dataprune_ray.features import FeatureSpec, LabelSpec, check_group_column, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
@@ -26,14 +23,14 @@ from dataprune_ray.metrics import (
     METRICS,
     WINDOWED,
     Metric,
-    MetricOptions,
     check_metrics,
     model_needs,
     resolve_metric,
 )
 from dataprune_ray.models import ModelSpec, resolve_spec
+from dataprune_ray.plans import ScorePlan
 from dataprune_ray.scanning import needs_scan, scan
-from dataprune_ray.space import INPUTS, MODEL, SpaceOptions
+from dataprune_ray.space import INPUTS, MODEL
 from dataprune_ray.strategies import (
     ScoreInfo,
     Strategy,
@@ -41,11 +38,9 @@ from dataprune_ray.strategies import (
     extra_metrics,
     get_strategy,
 )
-from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.verdict import RANDOM
 
 _SAMPLE_ROWS = 256
-_PASS_BYTES = 4 << 20
 
 
 @dataclass(frozen=True)
@@ -267,114 +262,6 @@ def first_rows(corpus: Corpus) -> pa.RecordBatch:
     if problem is not None:
         raise BadDataError(f"input={redact(corpus.root)!r}: no file can be read: {problem}")
     return pa.RecordBatch.from_pylist([], schema=corpus.schema)
-
-
-def _rows_per_pass(features: FeatureSpec) -> int:
-    """A power of two from 32 to 1,024: inputs of a few megabytes, which caches like."""
-    fitting = _PASS_BYTES // (4 * math.prod(features.shape))
-    return max(32, min(1024, 1 << int(math.log2(max(fitting, 1)))))
-
-
-def score_plan(
-    config: PruneConfig, understanding: Understanding, judges: Judges, folder: str
-) -> ScorePlan:
-    """What scoring actors are told, to write the score table into ``folder``."""
-    score = config.score
-    copies = any(m.fit and schema.DIGEST in m.fit.columns for m in understanding.metrics)
-    return ScorePlan(
-        rows=replace(understanding.rows, extra=understanding.space_column, digests=copies),
-        model=understanding.model,
-        judges=judges,
-        metrics=tuple(m.name for m in understanding.metrics if not m.combines),
-        expressions=tuple(m.name for m in understanding.metrics if m.combines),
-        options=MetricOptions(
-            gradient_weight=score.gradient_weight,
-            loss_weight=score.loss_weight,
-            surprisal_weight=score.surprisal_weight,
-            mutual_information_weight=score.mutual_information_weight,
-            duplicate_epsilon=_epsilon(config),
-            window=score.dynamics_window,
-        ),
-        folder=folder,
-        batch_size=config.score.batch_size or _rows_per_pass(understanding.rows.features),
-        precision=config.score.precision,
-        use_gpu=config.score.num_gpus > 0,
-        space=SpaceOptions(
-            source=score.space,
-            density=score.density,
-            clusters=score.clusters,
-            neighbours=config.quality.neighbours,
-            survey_rows=score.survey_rows,
-            whiten=score.whiten,
-        ),
-        learning=_learning(config, understanding),
-    )
-
-
-def _learning(config: PruneConfig, understanding: Understanding) -> Learning | None:
-    """How the metric ``learned`` is predicted, where it is asked for."""
-    if not any(metric.learns for metric in understanding.metrics):
-        return None
-    model = config.model
-    return Learning(
-        target=config.score.learned_metric,
-        fraction=config.score.learned_fraction,
-        epochs=model.proxy_epochs,
-        batch_size=model.proxy_batch_size,
-        learning_rate=model.proxy_learning_rate,
-        memory_bytes=model.proxy_memory_mb << 20,
-        num_gpus=config.score.num_gpus,
-    )
-
-
-def _epsilon(config: PruneConfig) -> float:
-    """Distance up to which rows are duplicates: the selection's, unless another one is given."""
-    for given in (config.score.duplicate_epsilon, config.select.dedup):
-        if given is not None:
-            return given
-    return MetricOptions().duplicate_epsilon
-
-
-def judges(config: PruneConfig, proxies: Sequence[TrainResult]) -> Judges:
-    """The checkpoints that score the rows: the given ones, or the trained proxies'."""
-    if config.model.given or not proxies:
-        return Judges(config.model.given, config.model.trajectory)
-    return Judges(tuple(proxy.checkpoint for proxy in proxies), proxies[0].trajectory)
-
-
-def proxy_name(index: int) -> str:
-    """File name of the proxy of one seed."""
-    return f"seed-{index}.safetensors"
-
-
-def proxy_plans(config: PruneConfig, understanding: Understanding, folder: str) -> list[TrainPlan]:
-    """The proxy runs, one per seed; the first keeps its epochs where a metric looks at them."""
-    seeds = range(1 if understanding.one_run else config.model.proxy_seeds)
-    first, *others = (
-        train_plan(config, understanding, seed, join(folder, proxy_name(seed))) for seed in seeds
-    )
-    if understanding.needs_trajectory:
-        first = replace(first, kept_epochs=config.model.kept_epochs)
-    return [first, *others]
-
-
-def train_plan(
-    config: PruneConfig, understanding: Understanding, index: int, checkpoint: str
-) -> TrainPlan:
-    """The proxy run of one seed."""
-    model = config.model
-    return TrainPlan(
-        rows=understanding.rows.sampled(model.proxy_fraction),
-        model=understanding.model,
-        checkpoint=checkpoint,
-        seed=config.select.seed + index,
-        epochs=model.proxy_epochs,
-        batch_size=model.proxy_batch_size,
-        learning_rate=model.proxy_learning_rate,
-        memory_bytes=model.proxy_memory_mb << 20,
-        workers=model.proxy_workers,
-        num_gpus=config.score.num_gpus,
-    )
 
 
 def complete(understanding: Understanding) -> Understanding:

@@ -26,9 +26,11 @@ from PIL import Image
 from scoring import make_corpus, model
 
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.engine import Engine, ScorePlan
+from dataprune_ray.engine import Engine
 from dataprune_ray.io import open_corpus
-from dataprune_ray.understanding import judges, score_plan, understand
+from dataprune_ray.planning import judges, score_plan
+from dataprune_ray.plans import ScorePlan
+from dataprune_ray.understanding import understand
 
 
 def make_images(folder: Path, rows: int) -> str:

@@ -101,8 +101,9 @@ def score_here(corpus: str, checkpoint: str, folder: str) -> None:
     from dataprune_ray.cluster import cluster, pool_of  # noqa: PLC0415 - this process only
     from dataprune_ray.config import PruneConfig  # noqa: PLC0415
     from dataprune_ray.io import open_corpus  # noqa: PLC0415
+    from dataprune_ray.planning import judges, score_plan  # noqa: PLC0415
     from dataprune_ray.scoring import score  # noqa: PLC0415
-    from dataprune_ray.understanding import judges, score_plan, understand  # noqa: PLC0415
+    from dataprune_ray.understanding import understand  # noqa: PLC0415
 
     config = PruneConfig.from_flat(
         {

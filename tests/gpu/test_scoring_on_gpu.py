@@ -10,7 +10,8 @@ from dataprune_ray.config import PruneConfig
 from dataprune_ray.engine import Engine
 from dataprune_ray.io import open_corpus
 from dataprune_ray.models import build_model, core_of
-from dataprune_ray.understanding import judges, score_plan, understand
+from dataprune_ray.planning import judges, score_plan
+from dataprune_ray.understanding import understand
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dataprune_ray import schema
-from dataprune_ray.engine import ScorePlan
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.features import FeatureSpec, LabelSpec
 from dataprune_ray.fitting import Work, fitted_in_memory, from_json, to_json
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.metrics import METRICS, CorpusFit, MetricOptions
 from dataprune_ray.models import ModelSpec
+from dataprune_ray.plans import ScorePlan
 
 LABEL = LabelSpec("label", classes=("0", "1", "2"))
 FEATURES = FeatureSpec("tensor", ("x",), (2,))

@@ -21,13 +21,15 @@ from PIL import Image
 from dataprune_ray.config import PruneConfig, SelectConfig
 from dataprune_ray.cutoff import Block, MemoryPopulation, kept_counts, seeded_hash
 from dataprune_ray.deciding import WritePlan, _decide
-from dataprune_ray.engine import Engine, Judges
+from dataprune_ray.engine import Engine
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.identity import position_hashes
 from dataprune_ray.io.scores import FilePopulation
 from dataprune_ray.metrics import METRICS, ModelOutputs
+from dataprune_ray.planning import score_plan
+from dataprune_ray.plans import Judges
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo, compile_rule
-from dataprune_ray.understanding import score_plan, understand
+from dataprune_ray.understanding import understand
 from dataprune_ray.writing import _write_part, plan_parts
 
 INFO = ScoreInfo("m", "high", 0.0, 1.0)

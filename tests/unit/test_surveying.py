@@ -17,17 +17,19 @@ from sklearn.datasets import load_digits
 from dataprune_ray import fitting
 from dataprune_ray.baseline import Baseline, check_settings
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.engine import Engine, Judges, check_models
+from dataprune_ray.engine import Engine, check_models
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.fitting import finish, fitted_in_memory, forget
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.splits import Split
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.placing import load_space
+from dataprune_ray.planning import score_plan
+from dataprune_ray.plans import Judges
 from dataprune_ray.preview import _score_sample, _Work
 from dataprune_ray.scoring import score_in_tasks
 from dataprune_ray.surveying import _count, survey_here
-from dataprune_ray.understanding import score_plan, understand
+from dataprune_ray.understanding import understand
 
 SPACED = tuple(name for name, metric in METRICS.items() if "space" in metric.needs)
 CLASSES = tuple(map(str, range(10)))
