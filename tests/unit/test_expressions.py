@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from fractions import Fraction
 from types import SimpleNamespace
 
@@ -122,6 +123,7 @@ def test_moments_of_nothing_and_of_what_is_constant():
 # Formulas ----------------------------------------------------------------------------------------
 
 LEAVES = st.sampled_from([*BASE, "0.5", "2", "0.25", "3.0"])
+RISKY = re.compile(r"rank|/")
 TREES = st.recursive(
     LEAVES,
     lambda inner: st.one_of(
@@ -140,7 +142,9 @@ def by_eval(text, held):
     def rounded(values):
         values = np.broadcast_to(np.asarray(values, float), (len(held["el2n"]),))
         with np.errstate(all="ignore"):
-            return values.astype(np.float32).astype(np.float64)
+            values = values.astype(np.float32).astype(np.float64)
+        assume(np.isfinite(values).all())  # refused, see below
+        return values
 
     def rank(values):
         return by_scipy(rounded(values))
@@ -161,6 +165,8 @@ def by_eval(text, held):
 @given(text=TREES, seed=st.integers(0, 50), rows=st.integers(1, 30))
 def test_random_formulas_are_what_python_makes_of_them(text, seed, rows):
     assume(any(name in text for name in BASE))
+    # The last bits of a standard score differ: they must not be ranked, divided by or scaled up.
+    assume("zscore" not in text or (text.count("zscore") == 1 and not RISKY.search(text)))
     held = columns(rows, seed)
     expected = by_eval(text, held)
     assume(np.isfinite(expected).all())
