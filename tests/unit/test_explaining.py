@@ -326,6 +326,17 @@ def test_rows_that_are_screened_out_and_the_ranks_of_the_others(tmp_path, name):
         assert turned[position] != one.decision.kept == beside[position]
 
 
+def test_a_share_that_was_estimated_is_used_again(tmp_path):
+    out, rule = finished(tmp_path, noise_cut=0.25, noise_metric="margin", keep=0.4)
+    path = Path(out, "manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["noise_cut"] = "auto"
+    path.write_text(json.dumps(manifest | {"estimated": {"noise_cut": 0.25}}))
+    free = GOOD[~rule.screened(memory(grouped=True)[1])]
+    found = explain(out, [place(row) for row in free[:5]])
+    assert all(one.flip.keep is not None for one in found)
+
+
 def nearest_by_hand(row, among, count=5):
     unit = FEATURES.astype(np.float64)
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)

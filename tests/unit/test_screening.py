@@ -6,12 +6,14 @@ import json
 import math
 from collections import Counter
 from fractions import Fraction
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dataprune_ray import judging
 from dataprune_ray.config import PruneConfig, SelectConfig
 from dataprune_ray.cutoff import (
     DUPLICATE,
@@ -23,9 +25,12 @@ from dataprune_ray.cutoff import (
     kept_counts,
     seeded_hash,
 )
-from dataprune_ray.errors import ConfigError, UnknownNameError
+from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
+from dataprune_ray.features import LabelSpec
+from dataprune_ray.pipeline import preview
 from dataprune_ray.quality.rescue import Evidence
 from dataprune_ray.rescuing import Sources, cut_with_rescue
+from dataprune_ray.stages import with_noise_share
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo, check_shares, compile_rule
 from dataprune_ray.understanding import check_names, noise_metric
 
@@ -292,3 +297,42 @@ def test_a_rescue_leaves_noise_and_duplicates_out_and_the_count_as_it_is(name, k
     assert "First 80 of 400 rows are cut as noise" in rule.explanation
     codes = block.groups if strategy.needs_labels else np.zeros(400, int)
     assert np.bincount(codes[kept]).tolist() == np.bincount(codes[plain.apply(block)]).tolist()
+
+
+# Shares that are estimated -----------------------------------------------------------------------
+
+
+def test_estimated_shares_replace_auto_and_are_kept_apart():
+    marks = SimpleNamespace(noise=SimpleNamespace(share=0.125))
+    config = pruning(noise_cut="auto", beta="auto", strategy="window")
+    changed, found = with_noise_share(config, marks)
+    assert found == {"beta": 0.125, "noise_cut": 0.125}
+    assert (changed.select.beta, changed.select.noise_cut) == (0.125, 0.125)
+    changed, found = with_noise_share(pruning(noise_cut="auto", beta=0.2), marks)
+    assert (changed.select.beta, found) == (0.2, {"noise_cut": 0.125})
+    assert with_noise_share(pruning(), None) == (pruning(), {})
+    for nothing in (None, SimpleNamespace(noise=None)):
+        with pytest.raises(BadDataError, match="give --noise-cut and --beta as numbers"):
+            with_noise_share(config, nothing)
+
+
+@pytest.mark.parametrize("name", ["noise_cut", "beta"])
+def test_a_share_is_estimated_where_there_are_classes_only(name):
+    config = pruning(**{name: "auto"}, checkpoint=["some.pt"])
+    assert judging.is_asked(config)
+    assert not judging.is_asked(pruning(**{name: 0.1}))
+    for label in (LabelSpec(None), LabelSpec("y", task="regression")):
+        with pytest.raises(ConfigError, match=f"{name}='auto': is estimated from class labels"):
+            judging.check(config, SimpleNamespace(label=label))
+    judging.check(config, SimpleNamespace(label=LabelSpec("y", classes=("a", "b"))))
+
+
+@pytest.mark.parametrize("name", ["noise_cut", "beta"])
+def test_a_preview_estimates_no_share(name):
+    with pytest.raises(ConfigError, match=f"{name}='auto': .*--dry-run does not make"):
+        preview(pruning(**{name: "auto"}, dry_run=True))
+
+
+def test_a_share_still_to_be_estimated_is_never_cut():
+    with pytest.raises(ValueError, match="noise_cut is estimated before anything is cut"):
+        compiled("ratio", corpus(10), noise_cut="auto")
