@@ -124,10 +124,11 @@ class _Distinct:
 
 
 def _merge_slots(first: _Slots, second: _Slots) -> _Slots:
-    keys, place = np.unique(np.concatenate([first[0], second[0]]), return_inverse=True)
-    counts = np.zeros(len(keys), np.int64)
-    np.add.at(counts, place, np.concatenate([first[1], second[1]]))
-    return keys, counts
+    keys = np.concatenate([first[0], second[0]])
+    order = np.argsort(keys, kind="stable")  # fast where both are sorted
+    keys, counts = keys[order], np.concatenate([first[1], second[1]])[order]
+    new = np.flatnonzero(np.diff(keys, prepend=~keys[:1]))
+    return keys[new], np.add.reduceat(counts, new) if len(new) else counts
 
 
 def _refined(population: Population, most: int) -> _Slots:
