@@ -141,5 +141,5 @@ def test_a_submitted_job_prunes_and_a_wrong_one_says_why(client, folder):
     info, logs = run_job(client, "--input", corpus, "--output", folder / "no", "--metric", "e12n")
     assert info.status == JobStatus.FAILED
     assert info.driver_exit_code == 2
-    assert "error: metric='e12n': unknown; choose one of: confidence, el2n" in logs
+    assert "error: metric='e12n': unknown; choose one of: aum, aum_logits" in logs
     assert not (folder / "no").exists()
