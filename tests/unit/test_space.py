@@ -24,7 +24,7 @@ from dataprune_ray.space.density import ball, fit_density, log_density
 from dataprune_ray.space.neighbours import Sample
 from dataprune_ray.space.steady import nearest_centre
 
-ALL = frozenset(schema.PLACED)
+ALL = frozenset(schema.PLACED) - {schema.DIGEST}  # a digest is of the content, not of a place
 
 
 def hashes(rows):
