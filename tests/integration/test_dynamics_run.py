@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import sys
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
 
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.io.output import remove_run
 from dataprune_ray.pipeline import preview, prune
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -120,6 +122,12 @@ def test_a_baseline_passes_its_trajectory_on(digits, tmp_path):
     found = scores({**digits, "folder": tmp_path}, "next")
     for name, values in scores(digits, "trained").items():
         np.testing.assert_array_equal(values, found[name], err_msg=name)
+
+
+def test_all_that_it_wrote_is_known_as_its_own(digits, tmp_path):
+    copy = shutil.copytree(digits["folder"] / "trained", tmp_path / "copy")
+    remove_run(str(copy))
+    assert not [path for path in copy.rglob("*") if path.is_file()]
 
 
 def test_a_sample_previews_them(digits):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from corpora import digit_rows, image_table, linear_checkpoint, write_parquet
 
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.io.output import remove_run
 from dataprune_ray.io.splits import Split
 from dataprune_ray.pipeline import preview, prune
 from dataprune_ray.predicting import _SAMPLE_SALT
@@ -73,6 +75,12 @@ def test_predictions_do_not_depend_on_the_cut_the_batches_or_the_actors(runs):
     first, second = runs["manifests"]
     assert first["content_hash"] == second["content_hash"]
     assert first["learned"] == second["learned"]
+
+
+def test_all_that_it_wrote_is_known_as_its_own(runs, tmp_path):
+    copy = shutil.copytree(runs["folder"] / "a", tmp_path / "copy")
+    remove_run(str(copy))
+    assert not [path for path in copy.rglob("*") if path.is_file()]
 
 
 def test_a_sample_previews_it(runs):

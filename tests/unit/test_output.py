@@ -30,6 +30,12 @@ OURS = (
     "quarantine/000001-0123456789ab.parquet",
     "proxy/seed-0.safetensors",
     "proxy/seed-12.safetensors.json",
+    "proxy/seed-0.safetensors.epoch-001.safetensors",
+    "scores/_space.safetensors",
+    "scores/_learner.safetensors",
+    "scores/_learner.safetensors.json",
+    "scores/_judge-0.safetensors",
+    "scores/_judge-1.safetensors.json",
     "report.html",
 )
 THEIRS = ("data/mine.parquet", "notes.txt", "scores/x.parquet", "other/report.html", "data/a/b")
