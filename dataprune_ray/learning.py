@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataprune_ray.errors import ConfigError, StorageError
+from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import beside, exists, read_bytes, redact, write_bytes
-from dataprune_ray.io.rows import STORAGE_FAILED, ahead, read_rows
+from dataprune_ray.io.filesystems import beside, exists, read_bytes, write_bytes
+from dataprune_ray.io.rows import ahead, read_rows
 from dataprune_ray.io.splits import places
 from dataprune_ray.models import image_transform
 from dataprune_ray.plans import ScorePlan
@@ -125,9 +125,7 @@ def _examples(work: tuple[ScorePlan, Sequence[Fragment]]) -> _Examples | None:
     found: _Examples | None = None
     for fragment in fragments:
         for batch in ahead(read_rows(plan.rows.within(sample), fragment, transform)):
-            for reason in batch.errors.values():
-                if reason.startswith(STORAGE_FAILED):
-                    raise StorageError(f"{redact(batch.file)}: {reason}")
+            batch.need_read()
             if not batch.good.any():
                 continue
             row_hash = batch.row_hash[batch.good]

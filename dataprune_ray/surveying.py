@@ -18,12 +18,12 @@ import numpy.typing as npt
 import torch
 
 from dataprune_ray.engine import Engine, load_model
-from dataprune_ray.errors import BadDataError, StorageError
+from dataprune_ray.errors import BadDataError
 from dataprune_ray.features import encode_example
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, redact, write_bytes
-from dataprune_ray.io.rows import STORAGE_FAILED, columns_to_read
+from dataprune_ray.io.rows import columns_to_read
 from dataprune_ray.io.splits import Split, places
 from dataprune_ray.metrics import METRICS
 from dataprune_ray.models import FeatureTap, image_transform
@@ -141,9 +141,7 @@ def _sample(plan: ScorePlan, seed: int, limit: int, fragments: Sequence[Fragment
     parts: list[_Part] = []
     for fragment in fragments:
         for batch, features in engine.survey(fragment):
-            for reason in batch.errors.values():
-                if reason.startswith(STORAGE_FAILED):
-                    raise StorageError(f"{redact(batch.file)}: {reason}")
+            batch.need_read()
             finite = np.isfinite(features).all(axis=1)
             row_hash = batch.row_hash[batch.good][finite]
             place = places(row_hash, seed)

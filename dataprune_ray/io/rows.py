@@ -31,6 +31,7 @@ from dataprune_ray.features import (
 from dataprune_ray.features.digest import digests
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import MEMBERS, Corpus, Fragment, Span
+from dataprune_ray.io.filesystems import redact
 from dataprune_ray.io.identity import as_keys, file_seed, key_hashes, position_hashes
 from dataprune_ray.io.repeats import Repeats
 from dataprune_ray.io.splits import Split
@@ -142,6 +143,16 @@ class RowBatch:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def need_read(self) -> None:
+        """Refuse rows that storage kept back, where a sample must not miss any.
+
+        Raises:
+            StorageError: there are some.
+        """
+        for reason in self.errors.values():
+            if reason.startswith(STORAGE_FAILED):
+                raise StorageError(f"{redact(self.file)}: {reason}")
 
 
 def read_rows(

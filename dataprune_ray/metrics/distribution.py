@@ -8,6 +8,7 @@ metrics of a model's error, so they add to these more than another one of those 
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -74,78 +75,61 @@ def _prototype(columns: Columns, _: Found, __: MetricOptions) -> npt.NDArray[np.
 
 _TABLE = Step(_COUNTS, _count, np.add)
 
-SURPRISAL = Metric(
+#: What those share that look at a row's place alone.
+_placed = partial(Metric, polarity="high", high=math.inf, cost="survey and features", score=None)
+
+SURPRISAL = _placed(
     name="surprisal",
     summary="-log p(x) in nats, p from --density on the features",
     advice="not to find hard rows: outliers and broken inputs come first",
     needs=frozenset({"space"}),
-    polarity="high",
     low=-math.inf,
-    high=math.inf,
     noise_end=None,
     regression=True,
-    cost="survey and features",
-    score=None,
     fit=CorpusFit((schema.LOG_DENSITY,), _surprisal),
 )
 
-INVERSE_DENSITY = Metric(
+INVERSE_DENSITY = _placed(
     name="inverse_density",
     summary="1 / p(x), p from --density on the features; at most the largest float32",
     advice="not in a sum or with a threshold: it spans many powers of ten, surprisal is its log",
     needs=frozenset({"space"}),
-    polarity="high",
     low=0.0,
-    high=math.inf,
     noise_end=None,
     regression=True,
-    cost="survey and features",
-    score=None,
     fit=CorpusFit((schema.LOG_DENSITY,), _inverse_density),
 )
 
-MUTUAL_INFORMATION = Metric(
+MUTUAL_INFORMATION = _placed(
     name="mutual_information",
     summary="log p(k, y) / (p(k) p(y)) in nats, k the row's cluster; counts + 0.5",
     advice="not where rows of a cluster and a class must differ: they all tie",
     needs=frozenset({"space", "labels"}),
-    polarity="high",
     low=-math.inf,
-    high=math.inf,
     noise_end="low",
     regression=False,
-    cost="survey and features",
-    score=None,
     fit=CorpusFit((schema.CLUSTER, schema.LABEL), _mutual_information, (_TABLE,)),
 )
 
-INFORMATION = Metric(
+INFORMATION = _placed(
     name="information",
     summary="surprisal_weight * surprisal + mutual_information_weight * mutual_information",
     advice="not without a look at both terms: they pull apart, and surprisal has the larger spread",
     needs=frozenset({"space", "labels"}),
-    polarity="high",
     low=-math.inf,
-    high=math.inf,
     noise_end=None,
     regression=False,
-    cost="survey and features",
-    score=None,
     fit=CorpusFit((schema.LOG_DENSITY, schema.CLUSTER, schema.LABEL), _information, (_TABLE,)),
 )
 
-PROTOTYPE = Metric(
+PROTOTYPE = _placed(
     name="prototype",
     summary="distance to the nearest k-means centre of the features (Sorscher et al. 2022)",
     advice="not at a small keep fraction: keep the near rows then, with --keep-end low",
     needs=frozenset({"space"}),
-    polarity="high",
     low=0.0,
-    high=math.inf,
     noise_end=None,
     regression=True,
-    cost="survey and features",
-    score=None,
     fit=CorpusFit((schema.CENTRE_DISTANCE,), _prototype),
 )
 

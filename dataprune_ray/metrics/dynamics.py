@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -187,146 +188,114 @@ def _dual(options: MetricOptions) -> Tracker:
 
 
 _NEEDS: frozenset[Need] = frozenset({"logits", "labels", "trajectory"})
+#: What all of them share.
+_dynamic = partial(
+    Metric, needs=_NEEDS, regression=False, cost="forward pass per checkpoint", score=None
+)
 
-FORGETTING = Metric(
+FORGETTING = _dynamic(
     name="forgetting",
     summary="checkpoints at which a row was right and at the next wrong; T + 1 if it never was "
     "right (Toneva et al. 2019)",
     advice="not with few checkpoints: most rows tie at 0 and the hash decides",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=math.inf,
     noise_end="high",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_Forgetting,
 )
 
-AUM = Metric(
+AUM = _dynamic(
     name="aum",
     summary="mean over the checkpoints of p_y minus the largest other probability (Pleiss et al. "
     "2020, on probabilities)",
     advice="not at a keep fraction under about 0.2 without stratified: the hard end collapses",
-    needs=_NEEDS,
     polarity="low",
     low=-1.0,
     high=1.0,
     noise_end="low",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_aum,
 )
 
-AUM_LOGITS = Metric(
+AUM_LOGITS = _dynamic(
     name="aum_logits",
     summary="mean over the checkpoints of z_y minus the largest other logit (Pleiss et al. 2020)",
     advice="not with stratified, whose bins of equal width an unbounded score spoils; use aum",
-    needs=_NEEDS,
     polarity="low",
     low=-math.inf,
     high=math.inf,
     noise_end="low",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_aum_logits,
 )
 
-CARTOGRAPHY_CONFIDENCE = Metric(
+CARTOGRAPHY_CONFIDENCE = _dynamic(
     name="cartography_confidence",
     summary="mean over the checkpoints of p_y (Swayamdipta et al. 2020)",
     advice="not on noisy labels without cutting the noisiest rows first",
-    needs=_NEEDS,
     polarity="low",
     low=0.0,
     high=1.0,
     noise_end="low",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_confidence,
 )
 
-CARTOGRAPHY_VARIABILITY = Metric(
+CARTOGRAPHY_VARIABILITY = _dynamic(
     name="cartography_variability",
     summary="population standard deviation over the checkpoints of p_y (Swayamdipta et al. 2020)",
     advice="not on noisy labels: rows that are learned late by heart vary most",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=0.5,
     noise_end=None,
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_variability,
 )
 
-DYN_UNC = Metric(
+DYN_UNC = _dynamic(
     name="dyn_unc",
     summary="mean over windows of J checkpoints of the sample standard deviation of p_y (He et "
     "al. 2024)",
     advice="not at a keep fraction under about 0.3",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=math.sqrt(0.5),
     noise_end=None,
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_dyn_unc,
 )
 
-DUAL = Metric(
+DUAL = _dynamic(
     name="dual",
     summary="mean over windows of J checkpoints of std(p_y) (1 - mean(p_y)) (Cho et al. 2025)",
     advice="not at a keep fraction under about 0.3 without weighted",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=math.sqrt(0.5),
     noise_end=None,
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_dual,
 )
 
-MEAN_LOSS = Metric(
+MEAN_LOSS = _dynamic(
     name="mean_loss",
     summary="mean over the checkpoints of -log p_y",
     advice="not on noisy labels without cutting the noisiest rows first",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=math.inf,
     noise_end="high",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_mean_loss,
 )
 
-MEAN_EL2N = Metric(
+MEAN_EL2N = _dynamic(
     name="mean_el2n",
     summary="mean over the checkpoints of ||p - onehot(y)||_2: el2n before rows are known by heart",
     advice="not at a keep fraction under about 0.2, nor on noisy labels: the hard end collapses",
-    needs=_NEEDS,
     polarity="high",
     low=0.0,
     high=math.sqrt(2.0),
     noise_end="high",
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_mean_el2n,
 )
 
-TDDS = Metric(
+TDDS = _dynamic(
     name="tdds",
     summary="spread of sum_c |p' log(p'/p)| between checkpoints within windows of J, later "
     "windows weigh more (Zhang et al. 2024)",
@@ -336,9 +305,6 @@ TDDS = Metric(
     low=0.0,
     high=math.inf,
     noise_end=None,
-    regression=False,
-    cost="forward pass per checkpoint",
-    score=None,
     track=_TemporalDualDepth,
 )
 
