@@ -9,8 +9,9 @@ scale: a regression alone would draw predictions together and leave the extremes
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -84,15 +85,24 @@ class Lesson:
         return Lesson(self.cues[rows], self.features[rows], self.judge[rows], self.target[rows])
 
 
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The predictor that was chosen, and what it said of the rows held out: float64 (h,)."""
+
+    agreement: Agreement
+    said: npt.NDArray[np.float64]
+
+
 class Learner:
     """A fitted predictor. Two that are fitted to equal lessons with one seed predict alike."""
 
-    def __init__(self, lesson: Lesson, seed: int) -> None:
+    def __init__(self, lesson: Lesson, seed: int, choice: Choice | None = None) -> None:
         """Choose a predictor and fit it.
 
         Args:
             lesson: `LEAST_ROWS` rows at least.
             seed: of the boosting.
+            choice: as it was made before; None: to be made.
 
         Raises:
             ValueError: there are fewer rows.
@@ -101,14 +111,10 @@ class Learner:
             raise ValueError(f"{len(lesson)} rows are too few to learn from")
         self.lesson = lesson
         self.seed = seed
-        cut = round(_FITTED * len(lesson))
-        fitted, held = lesson.part(slice(None, cut)), lesson.part(slice(cut, None))
-        said = {name: fit(fitted, seed)(held) for name, fit in _PREDICTORS.items()}
-        tried = {name: _correlation(values, held.target) for name, values in said.items()}
-        chosen = max(tried, key=lambda name: tried[name])
-        self.agreement = _agreement(chosen, tried, len(held), len(lesson))
-        self._predict = _PREDICTORS[chosen](lesson, seed)
-        self._said, self._place = _distribution(said[chosen])
+        self.choice = choice or _choose(lesson, seed)
+        self.agreement = self.choice.agreement
+        self._predict = _PREDICTORS[self.agreement.chosen](lesson, seed)
+        self._said, self._place = _distribution(self.choice.said)
         self._exact = np.sort(lesson.target)
 
     def predict(self, cues: Reals, features: Reals, judge: npt.NDArray[np.int64]) -> Reals:
@@ -129,6 +135,8 @@ class Learner:
             "judge": self.lesson.judge,
             "target": self.lesson.target,
             "seed": np.array([self.seed], np.int64),
+            "said": self.choice.said,
+            "agreement": np.frombuffer(json.dumps(asdict(self.agreement)).encode(), np.uint8),
         }
         content: bytes = safetensors.numpy.save(
             {n: np.ascontiguousarray(a) for n, a in arrays.items()}
@@ -140,7 +148,18 @@ class Learner:
         """The learner that `to_bytes` stored."""
         held = safetensors.numpy.load(content)
         lesson = Lesson(held["cues"], held["features"], held["judge"], held["target"])
-        return cls(lesson, int(held["seed"][0]))
+        agreement = Agreement(**json.loads(held["agreement"].tobytes()))
+        return cls(lesson, int(held["seed"][0]), Choice(agreement, held["said"]))
+
+
+def _choose(lesson: Lesson, seed: int) -> Choice:
+    """Fit every predictor to the first rows of a lesson and compare them on the others."""
+    cut = round(_FITTED * len(lesson))
+    fitted, held = lesson.part(slice(None, cut)), lesson.part(slice(cut, None))
+    said = {name: fit(fitted, seed)(held) for name, fit in _PREDICTORS.items()}
+    tried = {name: _correlation(values, held.target) for name, values in said.items()}
+    chosen = max(tried, key=lambda name: tried[name])
+    return Choice(_agreement(chosen, tried, len(held), len(lesson)), said[chosen])
 
 
 def _correlation(said: npt.NDArray[Any], exact: Reals) -> float:
