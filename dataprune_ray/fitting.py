@@ -246,7 +246,7 @@ def _complete(work: Work, item: tuple[int, str]) -> None:
     with open_input(path) as file:
         footer = pq.read_metadata(file)
     stored = footer.schema.to_arrow_schema().names
-    if stored == layout.names:
+    if set(layout.names) <= set(stored):  # finished, perhaps with formulas since
         return
     names = [name for name in stored if name in layout.names or name in work.reads()]
     found = {

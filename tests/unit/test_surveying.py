@@ -283,6 +283,11 @@ def test_a_search_that_was_cut_off_is_begun_again(tmp_path, copied, monkeypatch)
     finish(plan)  # the finished file is left as it is, the others are joined with what was found
     assert pq.read_table(plan.folder).equals(expected)
     assert not any(p.suffix == ".arrow" for p in (tmp_path / "t").iterdir())
+    for path in (tmp_path / "t").glob("*.parquet"):
+        table = pq.read_table(path)
+        pq.write_table(table.append_column("2 * redundancy", table["redundancy"]), path)
+    finish(plan)  # a formula has been added since: a run that goes on leaves it there
+    assert pq.read_table(plan.folder).column_names == [*expected.column_names, "2 * redundancy"]
     assert forget(plan)
     assert [p.name for p in (tmp_path / "t").iterdir()] == []
 
