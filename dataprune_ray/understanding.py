@@ -10,6 +10,7 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from dataprune_ray import schema
+from dataprune_ray.candidates import candidates
 from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 from dataprune_ray.features import FeatureSpec, LabelSpec, check_group_column, recognise
@@ -37,6 +38,7 @@ from dataprune_ray.strategies import (
     check_shares,
     extra_metrics,
     get_strategy,
+    kept_end,
 )
 from dataprune_ray.verdict import RANDOM
 
@@ -103,8 +105,8 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     """Look up everything that a name in the settings refers to.
 
     Raises:
-        ConfigError: an unknown name, a missing file, no input or output, or shares of the rows
-            that cannot be.
+        ConfigError: an unknown name, a missing file, no input or output, shares of the rows that
+            cannot be, or a metric without a better end where one must be known.
     """
     if not config.corpus.input:
         raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
@@ -119,6 +121,7 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
     noise_metric(config, metrics)
     check_shares(strategy, config.select)
+    _check_end(config, metrics[0])
     model = config.model
     for field, paths in (("checkpoint", model.checkpoint), ("trajectory", model.trajectory)):
         for path in paths:
@@ -127,6 +130,20 @@ def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
     if config.run.scores is None:
         _check_trajectory(config, metrics)
     return metrics, strategy
+
+
+def _check_end(config: PruneConfig, deciding: Metric) -> None:
+    """Refuse a metric without a better end, where a strategy looks at its scores.
+
+    Raises:
+        ConfigError: ``keep_end`` must say which end is kept.
+    """
+    names = [config.select.strategy]
+    if config.select.strategy == AUTO:
+        tried = candidates(config.tune.candidates, 0.0, None, grouped=False)
+        names = [one.strategy for one in tried]
+    if any(get_strategy(name).uses_score for name in names):
+        kept_end(config.select, ScoreInfo(deciding.name, deciding.polarity))
 
 
 def _check_trajectory(config: PruneConfig, metrics: tuple[Metric, ...]) -> None:

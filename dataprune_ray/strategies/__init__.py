@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataprune_ray.errors import UnknownNameError
 from dataprune_ray.strategies.balanced import CLASS_BALANCED, RANDOM_BALANCED
-from dataprune_ray.strategies.base import ScoreInfo, Strategy
+from dataprune_ray.strategies.base import ScoreInfo, Strategy, kept_end
 from dataprune_ray.strategies.mean_ratio import MEAN_RATIO
 from dataprune_ray.strategies.ratio import QUANTILE, RATIO
 from dataprune_ray.strategies.screening import check_shares, compile_rule, extra_metrics
@@ -26,6 +26,7 @@ __all__ = [
     "compile_rule",
     "extra_metrics",
     "get_strategy",
+    "kept_end",
 ]
 
 STRATEGIES: dict[str, Strategy] = {

@@ -288,13 +288,43 @@ def pruning(**changes):
 
 
 def test_a_formula_is_scored_after_its_metrics():
-    config = pruning(metric=["rank(el2n)+rank(margin)", "loss"])
+    config = pruning(metric=["rank(el2n)+rank(margin)", "loss"], keep_end="high")
     metrics, _ = check_names(config)
     assert [m.name for m in metrics] == ["rank(el2n) + rank(margin)", "loss", "el2n", "margin"]
     with pytest.raises(ConfigError, match="metric='loss': needs labels"):
         check_metrics(metrics, labelled=False, regression=False)
     with pytest.raises(ConfigError, match="is not defined for regression"):
         check_metrics(metrics, labelled=True, regression=True)
+
+
+@pytest.mark.parametrize("metric", ["el2n + margin", "knn_label_agreement"])
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"strategy": "ratio"},
+        {"strategy": "class_balanced"},
+        {"strategy": "auto"},
+        {"strategy": "auto", "candidates": ["random", "window:0.1"]},
+        {"strategy": "mean", "dry_run": True, "output": ""},
+    ],
+)
+def test_an_end_to_keep_is_asked_for_before_anything_runs(metric, chosen):
+    told = rf"keep_end='auto': metric '{re.escape(metric)}' has no better end of its own; pass"
+    with pytest.raises(ConfigError, match=told):
+        check_names(pruning(metric=[metric], **chosen))
+    check_names(pruning(metric=[metric], keep_end="low", **chosen))
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {"strategy": "random"},
+        {"strategy": "random_balanced"},
+        {"strategy": "auto", "candidates": ["random"]},
+    ],
+)
+def test_no_end_is_asked_for_where_scores_are_not_looked_at(chosen):
+    check_names(pruning(metric=["el2n + margin", "loss"], **chosen))
 
 
 def test_a_baseline_is_refused():
