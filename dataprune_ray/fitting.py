@@ -32,10 +32,11 @@ from dataprune_ray.io.filesystems import (
 )
 from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.scores import group_codes
-from dataprune_ray.metrics import METRICS, CorpusFit, Extent, Step
+from dataprune_ray.metrics import METRICS, ClusterFit, CorpusFit, Extent, Step
 from dataprune_ray.placing import digest_rows, load_space, vector_rows
 from dataprune_ray.plans import ScorePlan
-from dataprune_ray.shuffling import find_redundant, redundancy_of, remove_scratch
+from dataprune_ray.shuffling import compare_clusters, compared, remove_scratch
+from dataprune_ray.space import later_copies
 from dataprune_ray.tasks import run_tasks
 
 _FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
@@ -85,12 +86,17 @@ def fitted_in_memory(plan: ScorePlan, table: pa.Table) -> pa.Table:
     if not plan.fitted:
         return table
     work = Work.of(plan)
-    good, columns = work.columns(table, whole=True)
+    good, columns = work.columns(table, shuffled=True)
     for steps in work.rounds():
         found = {s.name: s.value(s.kernel(columns, work.found, work.extent)) for s in steps}
         work = replace(work, found={**work.found, **found})
-    whole = {n: f.values(columns, {}, plan.options) for n, f in work.fits.items() if f.whole}
-    return work.complete(table, good, columns, whole).select(work.layout.names).cast(work.layout)
+    copies = np.zeros(int(good.sum()), np.bool_)
+    if schema.DIGEST in columns:
+        copies = later_copies(columns[schema.DIGEST], columns[schema.ROW_HASH])
+    shuffled = {
+        name: fit.over(columns, copies, plan.options).values for name, fit in work.shuffled.items()
+    }
+    return work.complete(table, good, columns, shuffled).select(work.layout.names).cast(work.layout)
 
 
 def to_json(found: dict[str, npt.NDArray[Any]]) -> dict[str, Any]:
@@ -111,49 +117,58 @@ def from_json(content: dict[str, Any]) -> dict[str, npt.NDArray[Any]]:
 
 @dataclass(frozen=True)
 class Work:
-    """The second stages of a plan, and what their steps have found so far."""
+    """The second stages of a plan, and what their steps have found so far.
+
+    ``fits`` go over the score files one by one, ``shuffled`` ones over clusters of all rows.
+    """
 
     plan: ScorePlan
     fits: dict[str, CorpusFit]
+    shuffled: dict[str, ClusterFit]
     extent: Extent
     found: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: ScorePlan) -> Work:
         """Before the first step, without the fragments."""
-        fits = {name: fit for name in plan.fitted if (fit := METRICS[name].fit) is not None}
+        stages = {name: METRICS[name].fit for name in plan.fitted}
         label = plan.model.label
         space = load_space(plan.space_path) if plan.placed else None
         clusters = 0 if space is None else space.clusters
         extent = Extent(outputs=label.outputs, classes=len(label.classes), clusters=clusters)
-        return cls(replace(plan, rows=replace(plan.rows, fragments=())), fits, extent)
+        return cls(
+            replace(plan, rows=replace(plan.rows, fragments=())),
+            {name: fit for name, fit in stages.items() if isinstance(fit, CorpusFit)},
+            {name: fit for name, fit in stages.items() if isinstance(fit, ClusterFit)},
+            extent,
+        )
 
     @property
     def layout(self) -> pa.Schema:
         """Schema of a finished score file."""
         return self.plan.finished
 
-    def reads(self, *, whole: bool = False) -> list[str]:
+    def reads(self, *, shuffled: bool = False) -> list[str]:
         """Columns that second stages read file by file, or all of them."""
-        fits = [fit for fit in self.fits.values() if whole or not fit.whole]
+        fits = [*self.fits.values(), *(self.shuffled.values() if shuffled else ())]
         return list(dict.fromkeys(name for fit in fits for name in fit.columns))
 
     def rounds(self) -> Iterator[list[Step]]:
         """The first steps of all second stages, then the second ones, each name once."""
-        deepest = max(len(fit.steps) for fit in self.fits.values())
+        deepest = max((len(fit.steps) for fit in self.fits.values()), default=0)
         for depth in range(deepest):
             steps = [fit.steps[depth] for fit in self.fits.values() if depth < len(fit.steps)]
             yield list({step.name: step for step in steps}.values())
 
     def columns(
-        self, table: pa.Table, *, whole: bool = False
+        self, table: pa.Table, *, shuffled: bool = False
     ) -> tuple[npt.NDArray[np.bool_], dict[str, Any]]:
         """Which rows (n,) have no error, and the columns that are read, of those (m, …)."""
         good = np.asarray(pc.is_null(table[schema.ERROR]))
         rows = table.filter(pa.array(good)) if not good.all() else table
         codes = {name: code for code, name in enumerate(self.plan.rows.label.classes)}
         found: dict[str, Any] = {}
-        for name in self.reads(whole=whole):
+        for name in self.reads(shuffled=shuffled):
             values = rows[name].combine_chunks()
             if name == schema.LABEL and self.plan.rows.label.task == "classification":
                 found[name] = group_codes(values, codes, self.plan.folder)
@@ -173,17 +188,16 @@ class Work:
         table: pa.Table,
         good: npt.NDArray[np.bool_],
         columns: dict[str, Any],
-        whole: Mapping[str, npt.NDArray[Any]],
+        shuffled: Mapping[str, npt.NDArray[Any]],
     ) -> pa.Table:
-        """The table with the metrics appended, of which ``whole`` ones are given (m,).
+        """The table with the metrics appended, of which ``shuffled`` ones are given (m,).
 
         Raises:
             BadDataError: a value is not finite.
         """
-        for name, fit in self.fits.items():
-            given = whole.get(name)
-            if given is None:
-                given = fit.values(columns, self.found, self.plan.options)
+        options = self.plan.options
+        own = {name: fit.values(columns, self.found, options) for name, fit in self.fits.items()}
+        for name, given in (*own.items(), *shuffled.items()):
             values = given.astype(np.float32)
             if not np.isfinite(values).all():
                 raise BadDataError(f"{name} is not finite for a row whose columns are")
@@ -229,13 +243,13 @@ def _row_groups(file: Any, columns: list[str] | None = None) -> Iterator[pa.Tabl
 
 def _shuffled(work: Work, paths: list[str]) -> Work:
     """With how many buckets hold what was found by a shuffle, where a metric asks for one."""
-    if not any(fit.whole for fit in work.fits.values()):
+    if not work.shuffled:
         return work
     space = load_space(work.plan.space_path)
     assert space is not None  # noqa: S101 - rows have been placed in it
     clusters, width = space.spheres
-    epsilon = work.plan.options.duplicate_epsilon
-    buckets = find_redundant(work.plan.folder, paths, clusters, width, epsilon)
+    plan, metrics = work.plan, tuple(work.shuffled)
+    buckets = compare_clusters(plan.folder, paths, metrics, plan.options, clusters, width)
     return replace(work, found={**work.found, _BUCKETS: np.array(buckets)})
 
 
@@ -249,11 +263,8 @@ def _complete(work: Work, item: tuple[int, str]) -> None:
     if set(layout.names) <= set(stored):  # finished, perhaps with formulas since
         return
     names = [name for name in stored if name in layout.names or name in work.reads()]
-    found = {
-        name: redundancy_of(work.plan.folder, int(work.found[_BUCKETS]), number, footer.num_rows)
-        for name, fit in work.fits.items()
-        if fit.whole
-    }
+    buckets, rows = int(work.found.get(_BUCKETS, 0)), footer.num_rows
+    found = compared(work.plan.folder, buckets, tuple(work.shuffled), number, rows)
     start = 0
     with (
         open_input(path) as file,

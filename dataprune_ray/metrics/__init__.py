@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.metrics.base import (
+    ClusterFit,
     CorpusFit,
     Epoch,
     Extent,
@@ -50,6 +51,7 @@ from dataprune_ray.space import MODEL
 __all__ = [
     "METRICS",
     "WINDOWED",
+    "ClusterFit",
     "CorpusFit",
     "Epoch",
     "Extent",

@@ -12,6 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from dataprune_ray import schema
+from dataprune_ray.space import ClusterValues, Members, within_clusters
+
 Polarity = Literal["high", "low", "none"]
 Need = Literal["logits", "labels", "features", "gradients", "outputs", "trajectory", "space"]
 
@@ -101,6 +104,8 @@ class Tracker(Protocol):
 Columns = Mapping[str, npt.NDArray[Any]]
 #: What the steps of second stages have found of the whole corpus, by the steps' names.
 Found = Mapping[str, npt.NDArray[Any]]
+#: Which rows have the content of one with a smaller identity (n,); see `space.later_copies`.
+Copies = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -140,13 +145,53 @@ class CorpusFit:
             (`schema.TEMPORARY`), which scoring stores and this stage removes.
         values: pure function of columns, findings and options to float64 (n,).
         steps: reductions, each over all rows, that ``values`` needs; in order.
-        whole: whether ``values`` compares rows of all files; rows are shuffled for it then.
     """
 
     columns: tuple[str, ...]
     values: Callable[[Columns, Found, MetricOptions], npt.NDArray[np.float64]]
     steps: tuple[Step, ...] = ()
-    whole: bool = False
+
+
+@dataclass(frozen=True)
+class ClusterFit:
+    """Second stage of a metric that compares rows of all files, within clusters of directions.
+
+    The rows of a cluster are brought together for it, once for all such metrics.
+
+    Attributes:
+        values: pure function of the rows of one cluster and options to float32 (m,); see
+            `space.within_clusters` for the order of the rows.
+        most: rows of a cluster above which it is split.
+        copies: value of exact copies of earlier rows, which no cluster holds then; None: they are
+            rows like the others.
+    """
+
+    values: Callable[[Members, MetricOptions], npt.NDArray[np.float32]]
+    most: int
+    copies: float | None = None
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """What it reads (`schema.PLACED`)."""
+        digest = () if self.copies is None else (schema.DIGEST,)
+        place = (schema.VECTOR, schema.SPHERE, schema.SPHERE_SIMILARITY)
+        return (schema.ROW_HASH, *digest, *place)
+
+    def over(self, columns: Columns, copies: Copies, options: MetricOptions) -> ClusterValues:
+        """Values of all rows of some clusters, by their columns (n, …) and which are copies."""
+        found = within_clusters(
+            lambda members: self.values(members, options),
+            Members(
+                columns[schema.VECTOR], columns[schema.SPHERE_SIMILARITY], columns[schema.ROW_HASH]
+            ),
+            columns[schema.SPHERE],
+            np.zeros_like(copies) if self.copies is None else copies,
+            self.most,
+        )
+        if self.copies is None:
+            return found
+        values = np.where(copies, np.float32(self.copies), found.values)
+        return ClusterValues(values, found.split)
 
 
 @dataclass(frozen=True)
@@ -183,7 +228,7 @@ class Metric:
     regression: bool
     cost: str
     score: Callable[[ModelOutputs], Tensor] | None
-    fit: CorpusFit | None = None
+    fit: CorpusFit | ClusterFit | None = None
     track: Callable[[MetricOptions], Tracker] | None = None
     learns: bool = False
     combines: tuple[str, ...] = ()

@@ -5,22 +5,13 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dataprune_ray import schema
-from dataprune_ray.metrics.base import Columns, CorpusFit, Found, Metric, MetricOptions
-from dataprune_ray.space import later_copies, redundancy
+from dataprune_ray.metrics.base import ClusterFit, Metric, MetricOptions
+from dataprune_ray.space import Members, redundancy
+from dataprune_ray.space.duplicates import MOST_ROWS
 
 
-def _values(columns: Columns, _: Found, options: MetricOptions) -> npt.NDArray[np.float64]:
-    copies = later_copies(columns[schema.DIGEST], columns[schema.ROW_HASH])
-    found = redundancy(
-        vectors=columns[schema.VECTOR],
-        cluster=columns[schema.SPHERE],
-        similarity=columns[schema.SPHERE_SIMILARITY],
-        row_hash=columns[schema.ROW_HASH],
-        copies=copies,
-        epsilon=options.duplicate_epsilon,
-    )
-    return found.values.astype(np.float64)
+def _values(rows: Members, options: MetricOptions) -> npt.NDArray[np.float32]:
+    return redundancy(rows, options.duplicate_epsilon)
 
 
 REDUNDANCY = Metric(
@@ -35,9 +26,5 @@ REDUNDANCY = Metric(
     regression=True,
     cost="survey, features and a shuffle of them by cluster",
     score=None,
-    fit=CorpusFit(
-        (schema.ROW_HASH, schema.DIGEST, schema.VECTOR, schema.SPHERE, schema.SPHERE_SIMILARITY),
-        _values,
-        whole=True,
-    ),
+    fit=ClusterFit(_values, MOST_ROWS, copies=1.0),
 )

@@ -7,17 +7,20 @@ Pure numpy and scikit-learn. Use it through the metrics of the data distribution
 from __future__ import annotations
 
 from dataprune_ray.space.density import Density
-from dataprune_ray.space.duplicates import Redundancy, later_copies, redundancy
+from dataprune_ray.space.duplicates import later_copies, redundancy
 from dataprune_ray.space.fitted import INPUTS, MODEL, Space, SpaceOptions, Survey
+from dataprune_ray.space.within import ClusterValues, Members, within_clusters
 
 __all__ = [
     "INPUTS",
     "MODEL",
+    "ClusterValues",
     "Density",
-    "Redundancy",
+    "Members",
     "Space",
     "SpaceOptions",
     "Survey",
     "later_copies",
     "redundancy",
+    "within_clusters",
 ]

@@ -22,10 +22,10 @@ from threadpoolctl import threadpool_limits
 from dataprune_ray import schema
 from dataprune_ray.space.clusters import k_means, spherical_k_means
 from dataprune_ray.space.density import Density, fit_density, log_density
-from dataprune_ray.space.duplicates import nearest_direction, normalised
 from dataprune_ray.space.neighbours import Sample
 from dataprune_ray.space.steady import Rows, distances, in_blocks, nearest_centre
 from dataprune_ray.space.whitening import whitening
+from dataprune_ray.space.within import nearest_direction, normalised
 
 #: Sources of features besides a stored column.
 MODEL, INPUTS = "model", "inputs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -11,15 +13,21 @@ from sklearn.covariance import LedoitWolf
 
 from dataprune_ray.features import FeatureSpec, TabularColumn, encode
 from dataprune_ray.features.digest import digests
+from dataprune_ray.metrics import METRICS, MetricOptions
 from dataprune_ray.space import Space, SpaceOptions, Survey
 from dataprune_ray.space.clusters import spherical_k_means
-from dataprune_ray.space.duplicates import (
-    later_copies,
-    nearest_direction,
-    normalised,
-    redundancy,
-)
+from dataprune_ray.space.duplicates import MOST_ROWS, later_copies
 from dataprune_ray.space.whitening import whitening
+from dataprune_ray.space.within import nearest_direction, normalised
+
+
+def redundancy(vectors, cluster, similarity, row_hash, copies, epsilon, most=MOST_ROWS):
+    """The metric's second stage over all rows of some clusters."""
+    columns = {
+        "vector": vectors, "sphere": cluster, "sphere_similarity": similarity, "row_hash": row_hash,
+    }  # fmt: skip
+    fit = replace(METRICS["redundancy"].fit, most=most)
+    return fit.over(columns, copies, MetricOptions(duplicate_epsilon=epsilon))
 
 
 def literal(vectors, cluster, similarity, row_hash, copies, epsilon):
