@@ -73,7 +73,7 @@ def planned(corpus, scores, checkpoint=None, **changes):
     flat = {
         "input": corpus, "output": "out", "features": ["x"], "label": "label", "id_column": "id",
         "metric": SPACED, "model": "mlp:12", "checkpoint": [checkpoint] if checkpoint else [],
-        "num_classes": 10, "fragment_rows": 150, **changes,
+        "num_classes": 10, "fragment_rows": 150, "keep_end": "high", **changes,
     }  # fmt: skip
     config = PruneConfig.from_flat(flat)
     understanding = understand(config, open_corpus(config.corpus))
