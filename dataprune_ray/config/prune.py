@@ -152,8 +152,8 @@ class ScoreConfig(Stage):
     )
     whiten: bool = Field(
         True,
-        description="decorrelate the features whose cosines redundancy compares: in a classifier's "
-        "plain ones all rows of a class look alike",
+        description="decorrelate the features whose cosines redundancy, k_center and "
+        "facility_location compare: in a classifier's plain ones all rows of a class look alike",
     )
     surprisal_weight: float = Field(0.6, ge=0, description="weight of surprisal in information")
     mutual_information_weight: float = Field(

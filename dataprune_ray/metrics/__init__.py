@@ -17,6 +17,7 @@ from dataprune_ray.metrics.base import (
     Step,
 )
 from dataprune_ray.metrics.chance import RANDOM
+from dataprune_ray.metrics.coverage import FACILITY_LOCATION, K_CENTER
 from dataprune_ray.metrics.deviation import OUTPUT_DEVIATION
 from dataprune_ray.metrics.distribution import (
     INFORMATION,
@@ -78,12 +79,14 @@ METRICS: dict[str, Metric] = {
         DYN_UNC,
         EL2N,
         ENTROPY,
+        FACILITY_LOCATION,
         FORGETTING,
         GRAD_NORM,
         GRAD_NORM_FULL,
         INFORMATION,
         INVERSE_DENSITY,
         KNN_LABEL_AGREEMENT,
+        K_CENTER,
         LEARNED,
         LOSS,
         LOSS_GRAD,

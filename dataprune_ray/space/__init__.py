@@ -6,6 +6,7 @@ Pure numpy and scikit-learn. Use it through the metrics of the data distribution
 
 from __future__ import annotations
 
+from dataprune_ray.space.coverage import facility_location, k_center
 from dataprune_ray.space.density import Density
 from dataprune_ray.space.duplicates import later_copies, redundancy
 from dataprune_ray.space.fitted import INPUTS, MODEL, Space, SpaceOptions, Survey
@@ -20,6 +21,8 @@ __all__ = [
     "Space",
     "SpaceOptions",
     "Survey",
+    "facility_location",
+    "k_center",
     "later_copies",
     "redundancy",
     "within_clusters",
