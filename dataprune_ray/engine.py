@@ -6,7 +6,8 @@ Rows are decoded ahead in a thread and every model runs once per batch for all m
 from __future__ import annotations
 
 import json
-import time
+import os
+import platform
 from collections.abc import Iterator
 from dataclasses import astuple
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from dataprune_ray import schema
+from dataprune_ray.clock import Clock
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import encode_example
@@ -108,8 +110,9 @@ class _Seen(NamedTuple):
 class Engine:
     """The models on their device, and how a row batch becomes score columns."""
 
-    def __init__(self, plan: ScorePlan) -> None:
+    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
         self.plan = plan
+        self.clock = clock or Clock()
         self.device = torch.device("cuda" if plan.use_gpu else "cpu")
         encodes = plan.needs or (plan.placed and plan.space.source == INPUTS)
         self.transform = image_transform(plan.model) if encodes else None
@@ -123,7 +126,7 @@ class Engine:
 
     def commit(self, fragment: Fragment) -> FragmentCount:
         """Score a fragment and commit its score file."""
-        started = time.perf_counter()
+        self.clock.take()
         layout = self.plan.layout
         rows = bad = unread = 0
         members: set[str] = set()
@@ -136,12 +139,20 @@ class Engine:
                 errors = table[schema.ERROR]
                 bad += table.num_rows - errors.null_count
                 unread += pc.sum(pc.starts_with(errors, STORAGE_FAILED)).as_py() or 0
-                writer.write_table(table)
+                with self.clock.at("write"):
+                    writer.write_table(table)
             note = {"rows": rows, "bad": bad, "unread": unread, "members": sorted(members)}
             note |= {FILES: self._marks(fragment)} if self.plan.checksums else {}
             writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
-        seconds = time.perf_counter() - started
-        return FragmentCount(fragment.index, rows, bad, seconds, tuple(sorted(members)))
+        return FragmentCount(
+            fragment.index,
+            rows,
+            bad,
+            tuple(sorted(members)),
+            spent=self.clock.take(),
+            worker=f"{platform.node()}:{os.getpid()}",
+            batch_rows=self.plan.batch_size if self.judges.paths else 0,
+        )
 
     def _marks(self, fragment: Fragment) -> dict[str, tuple[int, str, str]]:
         root = self.plan.rows.root
@@ -152,9 +163,13 @@ class Engine:
         self, fragment: Fragment, layout: pa.Schema, members: set[str]
     ) -> Iterator[pa.Table]:
         """Score table pieces of a fragment, in row order; ``members`` collects columns seen."""
-        for batch in ahead(read_rows(self.plan.rows, fragment, self.transform)):
+        for batch in self._batches(fragment):
             members.update(batch.members)
             yield self._table(batch, layout)
+
+    def _batches(self, fragment: Fragment) -> Iterator[RowBatch]:
+        rows = read_rows(self.plan.rows, fragment, self.transform, self.clock)
+        return self.clock.each("wait", ahead(rows))
 
     def _table(self, batch: RowBatch, layout: pa.Schema) -> pa.Table:
         good = np.flatnonzero(batch.good)
@@ -207,7 +222,7 @@ class Engine:
 
     def survey(self, fragment: Fragment) -> Iterator[tuple[RowBatch, npt.NDArray[np.float32]]]:
         """Batches of a fragment, and the features (m, D) of their good rows."""
-        for batch in ahead(read_rows(self.plan.rows, fragment, self.transform)):
+        for batch in self._batches(fragment):
             yield batch, self._score(batch, batch.row_hash[batch.good])[FEATURES]
 
     def run(
@@ -226,8 +241,9 @@ class Engine:
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
     ) -> dict[str, npt.NDArray[np.float32]]:
         rows = len(values)
-        with torch.no_grad():
+        with self.clock.at("copy"):
             inputs, labels = self._prepared(values, targets)
+        with torch.no_grad(), self.clock.at("model"):
             seen = {path: self._run(path, inputs) for path in self.judges.models}
             found = self._dynamics(inputs, labels, seen)
             if seen:
@@ -236,7 +252,8 @@ class Engine:
                 features = next(iter(seen.values())).features
                 assert features is not None  # noqa: S101 - see `check_models`
                 found[FEATURES] = features
-        return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
+        with self.clock.at("back"):
+            return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
 
     def _prepared(
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dataprune_ray import __version__, schema
+from dataprune_ray.clock import Scoring
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import KeepRule, Population, extremes, histogram
 from dataprune_ray.deciding import Decided
@@ -60,6 +61,7 @@ class Outcome:
     rescue: Rescue | None = None
     estimated: Mapping[str, float] = field(default_factory=dict)  # settings that were "auto"
     learned: dict[str, Any] | None = None
+    scoring: Scoring | None = None  # where rows were scored by this run
 
     @property
     def scorable(self) -> int:
@@ -139,6 +141,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "warnings": list(outcome.warnings),
         "versions": versions(),
         "seconds": {name: round(value, 3) for name, value in outcome.seconds.items()},
+        "scoring": None if outcome.scoring is None else outcome.scoring.to_json(),
         "command": outcome.command,
         "output": redact(outcome.output),
     }
@@ -267,6 +270,7 @@ def report_data(
         bad_reasons=tuple(decided.errors.most_common()),
         bad_examples=bad_rows,
         stages=tuple(outcome.seconds.items()),
+        scoring=outcome.scoring,
         settings=tuple((k, _shown(v)) for k, v in without_secrets(config.flat()).items()),
         outputs=tuple((redact(join(outcome.output, p)), what) for p, what in _OUTPUTS),
         drift=outcome.drift,

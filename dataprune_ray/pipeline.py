@@ -34,7 +34,7 @@ from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, Output, remove_leftovers
 from dataprune_ray.journal import Journal
-from dataprune_ray.plans import FragmentCount
+from dataprune_ray.plans import FragmentCount, scoring_of
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
 from dataprune_ray.rescuing import rescue_rows
@@ -288,6 +288,7 @@ def _prune_on(
             rescue=rescue,
             estimated=estimated,
             learned=scored.learned,
+            scoring=scoring_of(scored.counts),
         )
         stages.write_report(outcome, table, plan.metric, marks)
     remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))

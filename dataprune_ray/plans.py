@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
 
 import pyarrow as pa
 
 from dataprune_ray import schema
+from dataprune_ray.clock import Scoring, Spent
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.io.rows import RowPlan
@@ -149,11 +152,40 @@ class ScorePlan:
 
 @dataclass(frozen=True)
 class FragmentCount:
-    """What one scored fragment reports."""
+    """What one scored fragment reports.
+
+    ``spent`` are the seconds that it took and ``batch_rows`` the rows of a forward pass; a
+    ``reused`` fragment, whose scores were there before, has neither.
+    """
 
     index: int
     rows: int
     bad: int
-    seconds: float
     members: tuple[str, ...] = ()
     reused: bool = False
+    spent: Spent | None = None
+    worker: str = ""
+    batch_rows: int = 0
+
+    def to_json(self) -> str:
+        """As text, for the way back from a worker."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> FragmentCount:
+        """What `to_json` made."""
+        found = json.loads(text)
+        spent = found.pop("spent")
+        members = tuple(found.pop("members"))
+        return cls(**found, members=members, spent=None if spent is None else Spent(**spent))
+
+
+def scoring_of(counts: Iterable[FragmentCount]) -> Scoring | None:
+    """How the scoring of these fragments went; None where all were scored before."""
+    fresh = [count for count in counts if count.spent is not None]
+    return Scoring.of(
+        sum(count.rows for count in fresh),
+        (count.worker for count in fresh),
+        [count.spent for count in fresh if count.spent is not None],
+        (count.batch_rows for count in fresh),
+    )

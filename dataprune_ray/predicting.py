@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dataprune_ray.clock import Clock
 from dataprune_ray.engine import Engine
 from dataprune_ray.io.filesystems import join, read_bytes
 from dataprune_ray.io.rows import RowBatch
@@ -54,10 +55,10 @@ def engine_for(plan: ScorePlan) -> Engine:
 class PredictingEngine(Engine):
     """An engine that fills in the column ``learned``, too."""
 
-    def __init__(self, plan: ScorePlan) -> None:
-        super().__init__(plan)
+    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
+        super().__init__(plan, clock)
         self.sample = sample_of(plan)
-        self.apprentice = Apprentice(plan)
+        self.apprentice = Apprentice(plan, self.clock)
 
     @cached_property
     def learner(self) -> Learner:
@@ -80,13 +81,13 @@ class PredictingEngine(Engine):
 class Apprentice:
     """The models that the target comes from, and judges that have not seen what they judge."""
 
-    def __init__(self, plan: ScorePlan) -> None:
+    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
         if plan.learning is None:
             raise ValueError("the plan has no metric to predict")
         self.target = plan.learning.target
-        self.teacher = Engine(replace(plan, metrics=(self.target,), learning=None))
+        self.teacher = Engine(replace(plan, metrics=(self.target,), learning=None), clock)
         self.splits = [judged_by(plan, judge) for judge in range(JUDGES)]
-        self.judges = [_Judge(plan, judge_path(plan, judge)) for judge in range(JUDGES)]
+        self.judges = [_Judge(plan, judge_path(plan, judge), clock) for judge in range(JUDGES)]
 
     def exact(self, values: npt.NDArray[Any], targets: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The target's exact scores of encoded rows (m, …) with targets (m,): float32 (m,)."""
@@ -119,9 +120,10 @@ class Apprentice:
 class _Judge(Engine):
     """One judge: cues and features of rows."""
 
-    def __init__(self, plan: ScorePlan, path: str) -> None:
+    def __init__(self, plan: ScorePlan, path: str, clock: Clock | None) -> None:
         metric = "loss"  # any that looks at models in general: it is not computed
-        super().__init__(replace(plan, judges=Judges((path,)), metrics=(metric,), learning=None))
+        alone = replace(plan, judges=Judges((path,)), metrics=(metric,), learning=None)
+        super().__init__(alone, clock)
         self.path = path
 
     def __call__(
@@ -138,8 +140,9 @@ class _Judge(Engine):
         for first in range(0, len(values), size):
             part = slice(first, first + size)
             rows = len(values[part])
-            with torch.no_grad():
+            with self.clock.at("copy"):
                 inputs, labels = self._prepared(values[part], targets[part])
+            with torch.no_grad(), self.clock.at("model"):
                 seen = self._run(self.path, inputs)
                 outputs = self._outputs(inputs, labels, {self.path: seen})
             features = seen.logits if seen.features is None else seen.features

@@ -128,20 +128,14 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
         if row["failure"]:
             failure: DataPruneError = pickle.loads(bytes.fromhex(row["failure"]))  # noqa: S301 - ours
             raise failure
-        yield FragmentCount(
-            int(row["index"]),
-            int(row["rows"]),
-            int(row["bad"]),
-            float(row["seconds"]),
-            tuple(json.loads(row["members"])),
-        )
+        yield FragmentCount.from_json(row["count"])
 
 
 def _committed(plan: ScorePlan, fragment: Fragment) -> tuple[FragmentCount, int]:
     """What a score file says of itself, and how many rows it lacks because storage failed."""
     note = json.loads(retried(_read_note, plan.path(fragment)))
     members = tuple(note["members"])
-    count = FragmentCount(fragment.index, note["rows"], note["bad"], 0.0, members, reused=True)
+    count = FragmentCount(fragment.index, note["rows"], note["bad"], members, reused=True)
     return count, note.get("unread", 0)
 
 
@@ -167,14 +161,10 @@ class FragmentScorer:
         try:
             counts = [retried(self.engine.commit, fragment) for fragment in fragments]
         except DataPruneError as error:  # as a value: Ray Data would pass on its text alone
-            counts = [FragmentCount(fragment.index, 0, 0, 0.0) for fragment in fragments]
+            counts = [FragmentCount(fragment.index, 0, 0) for fragment in fragments]
             failure = pickle.dumps(error).hex()
         telemetry.count_scored(self.run, sum(count.rows for count in counts))
         return {
-            "index": np.array([count.index for count in counts]),
-            "rows": np.array([count.rows for count in counts]),
-            "bad": np.array([count.bad for count in counts]),
-            "seconds": np.array([count.seconds for count in counts]),
-            "members": np.array([json.dumps(count.members) for count in counts]),
+            "count": np.array([count.to_json() for count in counts]),
             "failure": np.array([failure for _ in counts]),
         }

@@ -36,7 +36,7 @@ from dataprune_ray.io.webdataset import with_members
 from dataprune_ray.journal import Journal
 from dataprune_ray.learning import agreement_in, warning_of
 from dataprune_ray.planning import judges, score_plan
-from dataprune_ray.plans import FragmentCount
+from dataprune_ray.plans import FragmentCount, scoring_of
 from dataprune_ray.progress import Progress
 from dataprune_ray.quality import Quality
 from dataprune_ray.quality.rescue import Rescue
@@ -146,6 +146,9 @@ def score_rows(
         lambda count: progress.add(count.rows, reused=count.reused),
         foreign=config.run.scores is not None,
     )
+    timed = scoring_of(counts)
+    if timed is not None:
+        logger.info("%s", timed.line())
     if config.run.scores is None:
         combine(plan)
         save(understanding, corpus, plan, tuple(map(weights_digest, plan.judges.paths)))

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from dataprune_ray.clock import Clock
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import StorageError
 from dataprune_ray.features import (
@@ -156,11 +157,15 @@ class RowBatch:
 
 
 def read_rows(
-    plan: RowPlan, fragment: Fragment, transform: Callable[[Any], Any] | None = None
+    plan: RowPlan,
+    fragment: Fragment,
+    transform: Callable[[Any], Any] | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[RowBatch]:
-    """Every row of a fragment in order, encoded."""
+    """Every row of a fragment in order, encoded; ``clock`` counts seconds to read and decode."""
+    clock = clock or Clock()
     for span in fragment.spans:
-        yield from _read_span(plan, span, transform)
+        yield from _read_span(plan, span, transform, clock)
 
 
 def columns_to_read(plan: RowPlan) -> list[str]:
@@ -173,7 +178,7 @@ def columns_to_read(plan: RowPlan) -> list[str]:
 
 
 def _read_span(
-    plan: RowPlan, span: Span, transform: Callable[[Any], Any] | None
+    plan: RowPlan, span: Span, transform: Callable[[Any], Any] | None, clock: Clock
 ) -> Iterator[RowBatch]:
     if span.error is not None:
         yield from _failed(plan, span, 0, span.error)
@@ -181,7 +186,7 @@ def _read_span(
     reader = get_reader(plan.format)
     columns = columns_to_read(plan)
     batch_rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(plan.features.row_bytes, 1)))
-    batches = reader.read(plan.root, span, columns, batch_rows)
+    batches = clock.each("read", reader.read(plan.root, span, columns, batch_rows))
     repeats = Repeats()
     done = 0
     while True:
@@ -196,7 +201,8 @@ def _read_span(
         if batch is None:
             break
         known = _marked(plan, noted(batch, plan.schema), repeats)
-        yield from _contained(plan, span.file, span.start + done, known, transform)
+        encoded = _contained(plan, span.file, span.start + done, known, transform)
+        yield from clock.each("decode", encoded)
         done += batch.num_rows
     if span.rows is not None and done != span.rows:
         yield from _failed(plan, span, done, f"file ends early: {done} of {span.rows} rows")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from dataprune_ray.clock import Scoring
 from dataprune_ray.drift import Drift
 from dataprune_ray.quality import Quality
 from dataprune_ray.verdict import Comparison, Tuned
@@ -90,6 +91,7 @@ class ReportData:
     bad_reasons: tuple[tuple[str, int], ...] = ()
     bad_examples: tuple[BadRow, ...] = ()
     stages: tuple[tuple[str, float], ...] = ()  # name, seconds
+    scoring: Scoring | None = None  # where its workers' time went, if rows were scored
     settings: tuple[tuple[str, str], ...] = ()
     outputs: tuple[tuple[str, str], ...] = ()  # path, what it is
     warnings: tuple[str, ...] = ()

@@ -21,6 +21,7 @@ from dataprune_ray.report.comparing import compared
 from dataprune_ray.report.cut_quality import judged
 from dataprune_ray.report.data import BadRow, ReportData
 from dataprune_ray.report.searching import searched
+from dataprune_ray.report.timing import timing
 from dataprune_ray.verdict import Comparison
 
 PAGE_LIMIT = 3_000_000  # bytes of UTF-8
@@ -145,6 +146,7 @@ def _view(data: ReportData) -> dict[str, Any]:
         "scores": figures.scores(data.histogram),
         "classes": figures.classes(data.classes),
         "stages": figures.stages(data.stages),
+        "timing": timing(data.scoring),
         "drift": changes(data.drift),
         "compared": compared(data.comparison),
         "searched": searched(data.tuned),
