@@ -45,6 +45,8 @@ def test_all_at_once_without_a_model(tmp_path):
     redundancy = scores["redundancy"].to_numpy()
     assert (np.maximum(redundancy[:20], redundancy[580:]) == 1).all()
     assert (redundancy == 1).sum() == 20
+    for name in ("k_center", "facility_location"):  # the space has one cluster of directions
+        assert np.sort(scores[name].to_numpy()) == pytest.approx(np.arange(1, 601) / 600)
     table = np.full((10, 10), 0.5)
     np.add.at(table, (gaps.argmin(axis=1), labels), 1)
     rows, columns = table.sum(axis=1, keepdims=True), table.sum(axis=0, keepdims=True)

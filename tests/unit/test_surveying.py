@@ -256,6 +256,22 @@ def test_the_shuffle_finds_what_one_pass_in_memory_does(
 
 
 @pytest.mark.usefixtures("in_process")
+def test_a_shuffle_without_copies_needs_no_digests(tmp_path, copied, monkeypatch):
+    monkeypatch.setattr("dataprune_ray.shuffling._BUCKET_BYTES", 60_000)
+    monkeypatch.setattr("dataprune_ray.shuffling._find_copies", None)
+    monkeypatch.setattr("dataprune_ray.space.fitted._ROWS_PER_SPHERE", 100)
+    options = {"space": "inputs", "metric": ["k_center", "facility_location"]}
+    plan = planned(write(tmp_path / "a", copied, files=3), tmp_path / "s", **options)
+    assert "digest" not in plan.layout.names
+    expected, found = scored(plan), committed(plan)
+    assert found.column_names == expected.column_names
+    for name in options["metric"]:
+        values = found[name].to_numpy()
+        assert (values == expected[name].to_numpy()).all()
+        assert (values == 1).sum() == load_space(plan.space_path).spheres[0] == 7
+
+
+@pytest.mark.usefixtures("in_process")
 def test_a_search_that_was_cut_off_is_begun_again(tmp_path, copied, monkeypatch):
     corpus = write(tmp_path / "a", copied, files=3)
     options = {"space": "inputs", "metric": ["redundancy", "mutual_information"]}
