@@ -23,6 +23,7 @@ from dataprune_ray.io.filesystems import (
     resolve,
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
+from dataprune_ray.io.scores import saved_fragments
 from dataprune_ray.metrics import METRICS, is_expression, model_needs
 from dataprune_ray.plans import Judges
 from dataprune_ray.strategies import extra_metrics
@@ -73,11 +74,6 @@ class Baseline:
             return ()
         first = read_result(beside(self.proxies[0], ".json"))
         return replace(first, checkpoint=self.proxies[0]).trajectory
-
-
-def saved_fragments(plan: dict[str, Any]) -> tuple[Fragment, ...]:
-    """The fragments that a score table's plan lists."""
-    return tuple(Fragment.from_json(text) for text in plan["fragments"])
 
 
 def open_baseline(config: PruneConfig) -> Baseline | None:

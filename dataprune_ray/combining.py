@@ -49,7 +49,8 @@ def combine(plan: ScorePlan) -> None:
     paths = [plan.path(fragment) for fragment in plan.rows.fragments]
     if all(run_tasks(partial(_has, plan.expressions), paths)):
         return
-    found = scales(plan.expressions, ScoreTable(paths, plan.metrics[0]))
+    metric = Expression(plan.expressions[0]).metrics[0]
+    found = scales(plan.expressions, ScoreTable(paths, metric))
     for _ in run_tasks(partial(_add, plan.expressions, found), paths):
         pass
 

@@ -97,6 +97,14 @@ def check_arms(config: CompareConfig, subjects: Sequence[Subject]) -> None:
         raise ConfigError("label", None, "a comparison trains models, so it needs labels")
     if config.arms.folds is not None and config.arms.test is not None:
         raise ConfigError("folds", config.arms.folds, "cannot be combined with a --test corpus")
+    joined = [name for subject in subjects for name in subject.understanding.joined_columns]
+    if config.arms.test is None and joined:
+        raise ConfigError(
+            "test",
+            None,
+            f"{joined[0]} was scored by a run that has seen the rows to hold out; pass --test with "
+            "a corpus of its own",
+        )
     if RANDOM_BALANCED in config.arms.arms and label.task == "regression":
         raise ConfigError(
             "arms", RANDOM_BALANCED, "needs classes; the label is a regression target"

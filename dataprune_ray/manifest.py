@@ -83,6 +83,7 @@ class Outcome:
 def manifest(outcome: Outcome) -> dict[str, Any]:
     """The manifest, JSON-ready: counts, rule, inputs, outputs, settings, versions, seconds."""
     decided, understanding = outcome.decided, outcome.understanding
+    columns = understanding.joined_columns
     return {
         "format_version": 1,
         "rows": {
@@ -116,6 +117,7 @@ def manifest(outcome: Outcome) -> dict[str, Any]:
         "quality": None if outcome.quality is None else outcome.quality.to_json(),
         "rescue": None if outcome.rescue is None else outcome.rescue.to_json(),
         "learned": outcome.learned,
+        "joined": {table.name: table.to_json(columns) for table in understanding.joined},
         "tuned": None if outcome.tuned is None else outcome.tuned.to_json(),
         "estimated": dict(outcome.estimated),
         "reasons": dict(sorted(decided.reasons.items())),
@@ -305,6 +307,9 @@ def _sentence(outcome: Outcome) -> str:
         )
     elif outcome.config.model.given:
         parts.append(f"Scores come from {understanding.model.name} with the given checkpoint.")
+    for table in understanding.joined:
+        named = ", ".join(table.own(understanding.joined_columns))
+        parts.append(f"{named} comes from the scores in {redact(table.folder)}.")
     if outcome.learned is not None:
         parts.append(_learned(outcome.learned))
     if outcome.reuse is not None:

@@ -34,6 +34,7 @@ from dataprune_ray.io.leftovers import tidied
 from dataprune_ray.io.lock import locked
 from dataprune_ray.io.output import MANIFEST, Output, remove_leftovers
 from dataprune_ray.journal import Journal
+from dataprune_ray.naming import check_names
 from dataprune_ray.plans import FragmentCount, scoring_of
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
@@ -43,7 +44,6 @@ from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
     Understanding,
     as_saved,
-    check_names,
     complete,
     understand,
 )
@@ -77,7 +77,7 @@ def prune(config: PruneConfig, command: str = "") -> dict[str, Any]:
         logger.info("%s", note)
     with ExitStack() as held:
         held.enter_context(locked(config.write.output))
-        output = stages.claim_output(config, corpus)
+        output = stages.claim_output(config, corpus, understanding.joined)
         if output.finished is not None:  # by a run that ended just now
             return output.finished
         held.enter_context(tidied(output))
@@ -139,7 +139,7 @@ def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:
     tuning.check(config, understanding)
     judging.check(config, understanding)
     with locked(config.write.output), cluster(config.run.address) as found:
-        output = stages.claim_output(config, corpus)
+        output = stages.claim_output(config, corpus, understanding.joined)
         with tidied(output):
             scored = _scored(config, corpus, understanding, output, found, journal, reuse)
             marks = _judged(config, scored, output, journal)

@@ -35,7 +35,7 @@ def score_plan(
         rows=replace(understanding.rows, extra=understanding.space_column, digests=copies),
         model=understanding.model,
         judges=judges,
-        metrics=tuple(m.name for m in understanding.metrics if not m.combines),
+        metrics=tuple(m.name for m in understanding.metrics if not (m.combines or m.joined)),
         expressions=tuple(m.name for m in understanding.metrics if m.combines),
         options=MetricOptions(
             gradient_weight=score.gradient_weight,

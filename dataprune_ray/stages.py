@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from dataprune_ray import galleries, incremental, manifest, schema, telemetry
-from dataprune_ray.baseline import open_baseline, saved_fragments, weights_digest
+from dataprune_ray.baseline import open_baseline, weights_digest
 from dataprune_ray.cluster import Cluster, pool_of
 from dataprune_ray.combining import combine
 from dataprune_ray.config import AUTO, PruneConfig, parse_limit
@@ -21,6 +21,7 @@ from dataprune_ray.findings import Marks, summarise
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
+from dataprune_ray.io.joined import JoinedTable, digests_of, open_joined
 from dataprune_ray.io.output import (
     PLAN,
     REPORT,
@@ -31,8 +32,9 @@ from dataprune_ray.io.output import (
     finished,
     read_run,
 )
-from dataprune_ray.io.scores import saved_plan
+from dataprune_ray.io.scores import saved_fragments, saved_plan
 from dataprune_ray.io.webdataset import with_members
+from dataprune_ray.joining import join_scores, shared_fragments
 from dataprune_ray.journal import Journal
 from dataprune_ray.learning import agreement_in, warning_of
 from dataprune_ray.planning import judges, score_plan
@@ -72,14 +74,15 @@ def finished_run(config: PruneConfig, corpus: Corpus) -> dict[str, Any] | None:
     if config.write.overwrite:
         return None
     root = config.write.output
-    done = finished(root, config.decisive(), corpus.fingerprint())
+    joined = digests_of(open_joined(config.run.with_scores))
+    done = finished(root, config.decisive(), corpus.fingerprint(), joined)
     if done is not None:
         logger.info("finished already: %s", root)
     return done
 
 
-def claim_output(config: PruneConfig, corpus: Corpus) -> Output:
-    """The output directory, made this run's own."""
+def claim_output(config: PruneConfig, corpus: Corpus, joined: Sequence[JoinedTable]) -> Output:
+    """The output directory, made this run's own; it is tied to the score tables it joins."""
     own = resolve(join(config.write.output, "scores"))[1]
     inside = config.run.scores is not None and resolve(config.run.scores)[1].rstrip("/") == own
     return claim(
@@ -89,12 +92,16 @@ def claim_output(config: PruneConfig, corpus: Corpus) -> Output:
         overwrite=config.write.overwrite,
         resume=config.write.resume,
         keep_scores=inside,
+        joined=digests_of(joined),
     )
 
 
 def planned(config: PruneConfig, corpus: Corpus) -> tuple[Corpus, Reuse | None]:
-    """The corpus in the fragments of an earlier score table, or with a baseline's files apart."""
+    """The corpus in the fragments of other score tables, or with a baseline's files apart."""
     baseline = open_baseline(config)
+    if config.run.with_scores:
+        tables = open_joined(config.run.with_scores)
+        return replace(corpus, fragments=shared_fragments(corpus, tables)), None
     if config.run.scores is not None:
         saved = saved_plan(config.run.scores)
         if saved["corpus"] == corpus.fingerprint() and "fragments" in saved:
@@ -150,6 +157,8 @@ def score_rows(
     if timed is not None:
         logger.info("%s", timed.line())
     if config.run.scores is None:
+        joined, columns = understanding.joined, understanding.joined_columns
+        counts = join_scores(plan, joined, columns, counts)
         combine(plan)
         save(understanding, corpus, plan, tuple(map(weights_digest, plan.judges.paths)))
     members = {name for count in counts for name in count.members}

@@ -29,7 +29,8 @@ from dataprune_ray.io.filesystems import (
     redact,
 )
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
-from dataprune_ray.metrics import METRICS, model_needs
+from dataprune_ray.metrics import METRICS, is_expression, model_needs
+from dataprune_ray.metrics.expression import Expression
 from dataprune_ray.space import MODEL
 from dataprune_ray.unchanged import settled
 
@@ -175,12 +176,12 @@ def _scores_of(root: str, settings: Mapping[str, Any]) -> str:
 def _fragment_names(
     root: str, settings: Mapping[str, Any], corpus: Corpus | None
 ) -> set[str] | None:
-    """The run's fragments; None where only its baseline tells, or the corpus cannot be read."""
+    """The run's fragments; None where only another run tells, or the corpus cannot be read."""
     saved = join(_scores_of(root, settings), PLAN)
     if exists(saved):
         listed = json.loads(read_bytes(saved)).get("fragments", ())
         return {Fragment.from_json(text).name for text in listed}
-    if corpus is None or settings.get("baseline"):
+    if corpus is None or settings.get("baseline") or settings.get("with_scores"):
         return None
     return {fragment.name for fragment in corpus.fragments}
 
@@ -216,7 +217,9 @@ def _note(path: str) -> dict[str, Any] | None:
 def _proxies(settings: Mapping[str, Any], files: Mapping[str, list[FileInfo]]) -> Progress:
     """Proxies whose record is written, and how many the run trains."""
     trained = sum(file.path.endswith(".json") for file in files["proxy"])
-    names = settings.get("metric") or ()
+    asked = settings.get("metric") or ()
+    parts = (Expression(name).metrics if is_expression(name) else (name,) for name in asked)
+    names = [name for part in parts for name in part if "." not in name]  # others have their run
     known = [METRICS[name] for name in names if name in METRICS]
     strange = len(known) < len(names)
     judged = strange or model_needs(known, str(settings.get("space") or MODEL))

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from dataprune_ray.baseline import saved_fragments
 from dataprune_ray.config import CorpusConfig, PruneConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import exists, join, redact
 from dataprune_ray.io.output import MANIFEST, read_manifest
-from dataprune_ray.io.scores import saved_plan
+from dataprune_ray.io.scores import saved_fragments, saved_plan
 from dataprune_ray.unchanged import settled
 from dataprune_ray.understanding import Understanding, as_saved, understand
 
@@ -60,9 +59,11 @@ def open_subject(root: str, given: CorpusConfig) -> Subject:
     chosen = {name: chosen[name] for name in ("strategy", "beta", "keep") if name in chosen}
     chosen = {**(manifest.get("estimated") or {}), **chosen}
     config = PruneConfig.from_flat({**settings, **overrides, **chosen, "output": root})
+    scores = str(manifest["scores"])
+    if config.run.with_scores:  # its own table holds what it joined
+        config = config.replace(with_scores=[], scores=scores)
     if not config.corpus.input:
         raise ConfigError("input", "", f"{redact(root)} does not say; pass --input")
-    scores = str(manifest["scores"])
     plan = saved_plan(scores)
     corpus = settled(open_corpus(config.corpus), scores, plan["corpus"])
     if plan["corpus"] != corpus.fingerprint():

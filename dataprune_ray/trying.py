@@ -48,7 +48,7 @@ def write(
 def settings(config: PruneConfig, scores: str, tuned: Tuned) -> dict[str, Any]:
     """What differs from the defaults, with the chosen cut: it is made of these scores."""
     defaults = PruneConfig().flat()
-    unused = {"output", "overwrite", "keeps", "candidates", "json", "dry_run"}
+    unused = {"with_scores", "output", "overwrite", "keeps", "candidates", "json", "dry_run"}
     changed = {
         name: value
         for name, value in config.flat().items()

@@ -10,37 +10,30 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 
 from dataprune_ray import schema
-from dataprune_ray.candidates import candidates
-from dataprune_ray.config import AUTO, PruneConfig
-from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
+from dataprune_ray.config import PruneConfig
+from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.features import FeatureSpec, LabelSpec, check_group_column, recognise
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Corpus
-from dataprune_ray.io.filesystems import exists, join, redact, write_bytes
+from dataprune_ray.io.filesystems import join, redact, write_bytes
+from dataprune_ray.io.joined import JoinedTable, open_joined
 from dataprune_ray.io.output import PLAN
 from dataprune_ray.io.rows import RowPlan
 from dataprune_ray.io.scores import saved_plan
 from dataprune_ray.metrics import (
-    METRICS,
-    WINDOWED,
     Metric,
     check_metrics,
     model_needs,
-    resolve_metric,
 )
 from dataprune_ray.models import ModelSpec, resolve_spec
+from dataprune_ray.naming import check_names, noise_metric
 from dataprune_ray.plans import ScorePlan
 from dataprune_ray.scanning import needs_scan, scan
 from dataprune_ray.space import INPUTS, MODEL
 from dataprune_ray.strategies import (
     ScoreInfo,
     Strategy,
-    check_shares,
-    extra_metrics,
-    get_strategy,
-    kept_end,
 )
-from dataprune_ray.verdict import RANDOM
 
 _SAMPLE_ROWS = 256
 
@@ -50,7 +43,8 @@ class Understanding:
     """What a run knows of its corpus; ``notes`` say what was recognised.
 
     The first of ``metrics`` decides; ``noise`` is the one that noise is cut by before that.
-    ``groups`` are the values of the group column, once the score table is there.
+    ``groups`` are the values of the group column, once the score table is there. ``joined`` are
+    the score tables of other runs that some metrics come from.
     """
 
     rows: RowPlan
@@ -62,6 +56,12 @@ class Understanding:
     space_column: FeatureSpec | None = None
     noise: Metric | None = None
     groups: tuple[str, ...] = ()
+    joined: tuple[JoinedTable, ...] = ()
+
+    @property
+    def joined_columns(self) -> tuple[str, ...]:
+        """Metrics of other runs' score tables, as ``TABLE.METRIC``."""
+        return tuple(metric.name for metric in self.metrics if metric.joined)
 
     @property
     def label(self) -> LabelSpec:
@@ -101,103 +101,6 @@ class Understanding:
         return not any(metric.averaged for metric in self.metrics)
 
 
-def check_names(config: PruneConfig) -> tuple[tuple[Metric, ...], Strategy]:
-    """Look up everything that a name in the settings refers to.
-
-    Raises:
-        ConfigError: an unknown name, a missing file, no input or output, shares of the rows that
-            cannot be, or a metric without a better end where one must be known.
-    """
-    if not config.corpus.input:
-        raise ConfigError("input", "", "name a corpus: a folder of Parquet files or tar shards")
-    if not config.write.output and not config.run.dry_run:
-        raise ConfigError("output", "", "name a directory for the result")
-    target = config.score.learned_metric
-    names = (*config.score.metric, *extra_metrics(config.select))
-    asked = [resolve_metric(name, target) for name in names]
-    parts = [resolve_metric(name, target) for metric in asked for name in metric.combines]
-    metrics = tuple({metric.name: metric for metric in (*asked, *parts)}.values())
-    chosen = config.select.strategy
-    strategy = get_strategy(RANDOM if chosen == AUTO else chosen)  # until one is chosen by trial
-    noise_metric(config, metrics)
-    check_shares(strategy, config.select)
-    _check_end(config, metrics[0])
-    model = config.model
-    for field, paths in (("checkpoint", model.checkpoint), ("trajectory", model.trajectory)):
-        for path in paths:
-            if not exists(path):
-                raise ConfigError(field, path, "no such file")
-    if config.run.scores is None:
-        _check_trajectory(config, metrics)
-    return metrics, strategy
-
-
-def _check_end(config: PruneConfig, deciding: Metric) -> None:
-    """Refuse a metric without a better end, where a strategy looks at its scores.
-
-    Raises:
-        ConfigError: ``keep_end`` must say which end is kept.
-    """
-    names = [config.select.strategy]
-    if config.select.strategy == AUTO:
-        tried = candidates(config.tune.candidates, 0.0, None, grouped=False)
-        names = [one.strategy for one in tried]
-    if any(get_strategy(name).uses_score for name in names):
-        kept_end(config.select, ScoreInfo(deciding.name, deciding.polarity))
-
-
-def _check_trajectory(config: PruneConfig, metrics: tuple[Metric, ...]) -> None:
-    """Refuse training dynamics without a training run, or with a shorter one than they look at."""
-    model = config.model
-    for metric in metrics:
-        if metric.track is None:
-            continue
-        if model.checkpoint and not model.trajectory:
-            raise ConfigError(
-                "metric",
-                metric.name,
-                "looks at the checkpoints of one training run; name them in the order of time with "
-                "--trajectory, or leave out --checkpoint and a proxy is trained",
-            )
-        count = len(model.trajectory or model.kept_epochs)
-        least = config.score.dynamics_window if metric.name in WINDOWED else 2
-        if count < least:
-            advice = (
-                "name more of them" if model.trajectory else f"pass --proxy-epochs {least} or more"
-            )
-            raise ConfigError(
-                "metric",
-                metric.name,
-                f"looks at {least} checkpoints of a run at least, there are {count}; {advice}"
-                + (", or a smaller --dynamics-window" if metric.name in WINDOWED else ""),
-            )
-
-
-def noise_metric(config: PruneConfig, metrics: tuple[Metric, ...]) -> Metric | None:
-    """The metric that noise is cut by before any strategy; None where that is not asked for.
-
-    Raises:
-        ConfigError: none of the metrics knows at which end noise gathers.
-    """
-    select = config.select
-    if not select.noise_cut:
-        return None
-    usable = sorted(name for name, metric in METRICS.items() if metric.noise_end is not None)
-    if select.noise_metric is not None:
-        if select.noise_metric not in usable:
-            raise UnknownNameError("noise_metric", select.noise_metric, usable)
-        return METRICS[select.noise_metric]
-    for metric in metrics:
-        if metric.noise_end is not None:
-            return metric
-    raise ConfigError(
-        "noise_cut",
-        select.noise_cut,
-        f"none of {', '.join(m.name for m in metrics)} knows where mislabelled rows gather; pass "
-        f"--noise-metric with one of {', '.join(usable)}",
-    )
-
-
 def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
     """Recognise features, label and model from the schema and first rows; Ray is not needed.
 
@@ -234,7 +137,15 @@ def understand(config: PruneConfig, corpus: Corpus) -> Understanding:
         column = _space_column(config, corpus, found.features)
     noise = noise_metric(config, metrics)
     return Understanding(
-        rows, model, metrics, strategy, notes, config.score.space, column, noise=noise
+        rows,
+        model,
+        metrics,
+        strategy,
+        notes,
+        config.score.space,
+        column,
+        noise=noise,
+        joined=open_joined(config.run.with_scores),
     )
 
 
@@ -309,8 +220,27 @@ def save(
         "weights": list(weights),
         "on_gpu": plan.use_gpu,
         "fragments": [fragment.to_json() for fragment in corpus.fragments],
+        "scored_with": _scored_with(plan),
     }
+    if plan.learning is not None:
+        content["learned_metric"] = plan.learning.target
+    if understanding.joined:
+        content["joined"] = {
+            table.name: table.to_json(understanding.joined_columns)
+            for table in understanding.joined
+        }
     write_bytes(join(plan.folder, PLAN), (json.dumps(content, indent=2) + "\n").encode())
+
+
+def _scored_with(plan: ScorePlan) -> dict[str, Any]:
+    """Settings that the scores depend on, so that equal plans mean equal scores."""
+    return {
+        "seed": plan.rows.seed,
+        "precision": plan.precision,
+        "options": asdict(plan.options),
+        "space": asdict(plan.space),
+        "learning": None if plan.learning is None else asdict(plan.learning),
+    }
 
 
 def restore(understanding: Understanding, corpus: Corpus, folder: str) -> Understanding:

@@ -277,6 +277,11 @@ class RunConfig(Stage):
     scores: str | None = Field(
         None, description="score table of an earlier run: cut again without touching a model"
     )
+    with_scores: tuple[str, ...] = Field(
+        (),
+        description="score tables of other runs over the same corpus, as NAME=DIR with DIR a "
+        "scores/ folder or an output; formulas name their metrics NAME.metric",
+    )
 
 
 class PruneConfig(Job):

@@ -18,9 +18,10 @@ from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import LabelSpec
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, list_names, redact
+from dataprune_ray.io.joined import joined_in
 from dataprune_ray.io.output import MANIFEST, PLAN, read_manifest, read_run
 from dataprune_ray.io.scores import FilePopulation, saved_plan
-from dataprune_ray.metrics import METRICS, resolve_metric
+from dataprune_ray.metrics import METRICS, joined_metrics, resolve_metric
 from dataprune_ray.quality.rescue import Rescue
 from dataprune_ray.strategies import ScoreInfo, Strategy, get_strategy
 
@@ -105,10 +106,12 @@ class FinishedRun:
     @property
     def info(self) -> ScoreInfo:
         """What strategies may know about the metrics."""
-        metric = resolve_metric(self.metric, self.config.score.learned_metric)
+        joined = joined_metrics(joined_in(self.plan))
+        metric = resolve_metric(self.metric, self.config.score.learned_metric, joined)
         noise = None
         for screen in self.rule.screens:
-            end = METRICS[screen.column].noise_end if screen.reason == NOISE else None
+            known = {**METRICS, **joined}
+            end = known[screen.column].noise_end if screen.reason == NOISE else None
             noise = noise if end is None else (screen.column, end)
         what: Literal["class", "group"] = "group" if self.config.corpus.group_column else "class"
         return ScoreInfo(metric.name, metric.polarity, metric.low, metric.high, noise, what)

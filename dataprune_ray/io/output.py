@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow.fs as pafs
@@ -52,6 +54,9 @@ _OURS = re.compile(
 )
 
 
+_NOTHING: Mapping[str, str] = MappingProxyType({})
+
+
 @dataclass(frozen=True)
 class Output:
     """An output directory that belongs to this run; ``finished`` is its manifest, if complete."""
@@ -76,13 +81,23 @@ def _public(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: clean(value) for name, value in settings.items()}
 
 
-def finished(root: str, settings: dict[str, Any], inputs: str) -> dict[str, Any] | None:
-    """The manifest of a finished run of the same settings and corpus; nothing is written.
+def _run(settings: dict[str, Any], inputs: str, joined: Mapping[str, str]) -> dict[str, Any]:
+    """What ``run.json`` holds."""
+    run = {"settings": _public(settings), "inputs": inputs}
+    return {**run, "joined": dict(joined)} if joined else run
+
+
+def finished(
+    root: str, settings: dict[str, Any], inputs: str, joined: Mapping[str, str] = _NOTHING
+) -> dict[str, Any] | None:
+    """The manifest of a finished run of the same settings, corpus and joined score tables.
+
+    Nothing is written. ``joined`` holds digests of the tables by their names.
 
     Raises:
         ConfigError: the directory is a file.
     """
-    run = {"settings": _public(settings), "inputs": inputs}
+    run = _run(settings, inputs, joined)
     if MANIFEST not in entries_of(root) or read_run(root) != run:
         return None
     return read_manifest(root)
@@ -96,6 +111,7 @@ def claim(
     overwrite: bool,
     resume: bool,
     keep_scores: bool = False,
+    joined: Mapping[str, str] = _NOTHING,
 ) -> Output:
     """Make an output directory this run's own, or recognise it as that of the same run.
 
@@ -106,11 +122,12 @@ def claim(
         overwrite: remove an earlier run's files first.
         resume: continue an unfinished run of the same settings.
         keep_scores: leave an earlier run's score table where ``overwrite`` removes the rest.
+        joined: digests of the score tables of other runs that decide, too, by their names.
 
     Raises:
         ConfigError: the directory holds something else, or a run of other settings.
     """
-    run = {"settings": _public(settings), "inputs": inputs}
+    run = _run(settings, inputs, joined)
     content = (json.dumps(run, indent=2, sort_keys=True) + "\n").encode()
     if overwrite and entries_of(root):
         remove_run(root, keep_scores=keep_scores, keep_run=True)
@@ -170,6 +187,16 @@ def _refuse_difference(root: str, earlier: dict[str, Any], run: dict[str, Any]) 
             f"its files changed since {redact(root)} was made; "
             "choose another --output or pass --overwrite",
         )
+
+    before, now = earlier.get("joined", {}), run.get("joined", {})
+    for name in sorted(now):
+        if before.get(name) != now[name]:
+            raise ConfigError(
+                "with_scores",
+                name,
+                f"this score table changed since {redact(root)} was made; "
+                "choose another --output or pass --overwrite",
+            )
 
 
 def remove_run(root: str, *, keep_scores: bool = False, keep_run: bool = False) -> None:

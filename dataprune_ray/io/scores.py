@@ -20,6 +20,7 @@ from dataprune_ray import schema
 from dataprune_ray.cutoff import Block, Column, empty_block, seeded_hash
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import BadDataError, ConfigError
+from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, join, read_bytes, redact, resolve
 from dataprune_ray.io.output import PLAN
 
@@ -41,6 +42,11 @@ def saved_plan(folder: str) -> dict[str, Any]:
         raise ConfigError("scores", redact(folder), "is not a score table of an earlier run")
     saved: dict[str, Any] = json.loads(read_bytes(path))
     return saved
+
+
+def saved_fragments(plan: Mapping[str, Any]) -> tuple[Fragment, ...]:
+    """The fragments that a score table's plan lists."""
+    return tuple(Fragment.from_json(text) for text in plan["fragments"])
 
 
 class RowFilter(Protocol):

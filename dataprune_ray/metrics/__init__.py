@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.metrics.base import (
@@ -43,6 +44,7 @@ from dataprune_ray.metrics.dynamics import (
 from dataprune_ray.metrics.error import EL2N, LOSS, MARGIN
 from dataprune_ray.metrics.expression import is_expression, parse
 from dataprune_ray.metrics.gradient import GRAD_NORM, GRAD_NORM_FULL, LOSS_GRAD
+from dataprune_ray.metrics.joined import joined_metric
 from dataprune_ray.metrics.learned import LEARNED, learned_from
 from dataprune_ray.metrics.moderate import MODERATE
 from dataprune_ray.metrics.redundancy import REDUNDANCY
@@ -63,6 +65,7 @@ __all__ = [
     "check_metrics",
     "get_metric",
     "is_expression",
+    "joined_metrics",
     "model_needs",
     "resolve_metric",
 ]
@@ -129,24 +132,51 @@ def model_needs(metrics: Iterable[Metric], space: str) -> frozenset[Need]:
     return (needs - {"labels", "space"}) | own
 
 
-def resolve_metric(name: str, learned_metric: str) -> Metric:
+_NO_METRICS: Mapping[str, Metric] = MappingProxyType({})
+
+
+def resolve_metric(
+    name: str, learned_metric: str, joined: Mapping[str, Metric] = _NO_METRICS
+) -> Metric:
     """The metric of that name; ``learned`` with the traits of the metric that it predicts.
 
     A formula is an entry of its own, beside the metrics that it is made of.
+
+    Args:
+        name: of a metric, or a formula.
+        learned_metric: what ``learned`` predicts.
+        joined: metrics of other runs' score tables, by ``TABLE.METRIC``.
 
     Raises:
         UnknownNameError: there is none.
         ConfigError: ``learned_metric`` cannot be predicted, or it is no formula.
     """
+    if name in joined:
+        return joined[name]
     if is_expression(name):
-        formula = parse(name, METRICS)
-        return formula.as_metric({n: resolve_metric(n, learned_metric) for n in formula.metrics})
+        formula = parse(name, {**METRICS, **joined})
+        parts = {part: resolve_metric(part, learned_metric, joined) for part in formula.metrics}
+        return formula.as_metric(parts)
     metric = get_metric(name)
     if not metric.learns:
         return metric
     if learned_metric not in METRICS:
         raise UnknownNameError("learned_metric", learned_metric, METRICS)
     return learned_from(METRICS[learned_metric])
+
+
+def joined_metrics(tables: Mapping[str, Mapping[str, str]]) -> dict[str, Metric]:
+    """The metrics of other runs' score tables, by ``TABLE.METRIC``.
+
+    ``tables`` holds, by the tables' names, the metrics that each has, and what each of them
+    measures: itself, or the metric that ``learned`` predicted there.
+    """
+    found = [
+        joined_metric(table, resolve_metric(name, measured))
+        for table, offered in tables.items()
+        for name, measured in offered.items()
+    ]
+    return {metric.name: metric for metric in found}
 
 
 def check_metrics(metrics: tuple[Metric, ...], *, labelled: bool, regression: bool) -> None:

@@ -214,6 +214,7 @@ class Metric:
         fit: second stage over the whole corpus, if any.
         learns: whether its values are predicted for most rows.
         combines: metrics that it is a formula of; none where it is one of its own.
+        joined: whether its values are those of another run's score table, named ``TABLE.METRIC``.
         track: makes the tracker of one batch, where it looks at a run's checkpoints in turn.
     """
 
@@ -232,6 +233,7 @@ class Metric:
     track: Callable[[MetricOptions], Tracker] | None = None
     learns: bool = False
     combines: tuple[str, ...] = ()
+    joined: bool = False
 
     @property
     def averaged(self) -> bool:

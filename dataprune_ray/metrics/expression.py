@@ -2,7 +2,8 @@
 
 Use it to weigh difficulty against the data distribution, with ``rank`` where the scales differ.
 Only names of metrics, numbers, ``+ - * /``, parentheses, ``rank``, ``zscore`` and ``log`` are
-understood; nothing is executed.
+understood; nothing is executed. A name with a dot is a metric of another run's score table:
+``rank(el2n) + rank(image.el2n)``.
 """
 
 from __future__ import annotations
@@ -140,15 +141,37 @@ def parse(text: str, known: Mapping[str, Metric]) -> Expression:
     _check(tree, text)
     for name in _names(tree):
         if name not in known:
-            raise UnknownNameError("metric", name, known)
+            raise _unknown(name, known)
     if not _names(tree):
         raise ConfigError("metric", text, "names no metric")
     return Expression(ast.unparse(tree))
 
 
+def _unknown(name: str, known: Mapping[str, Metric]) -> ConfigError:
+    """What is wrong with a name: the metric, or the score table before its dot."""
+    table, dot, _ = name.partition(".")
+    if not dot:
+        return UnknownNameError("metric", name, known)
+    own = [metric for metric in known if metric.startswith(f"{table}.")]
+    if own:
+        return UnknownNameError("metric", name, own)
+    tables = sorted({metric.partition(".")[0] for metric in known if "." in metric})
+    there = f"there are {', '.join(tables)}; " if tables else ""
+    return ConfigError(
+        "metric", name, f"no score table is named {table!r}; {there}pass --with-scores {table}=DIR"
+    )
+
+
+def _is_name(node: ast.expr) -> bool:
+    """Whether a part is a metric's name, with one dot at most."""
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.value, ast.Name)
+    return isinstance(node, ast.Name)
+
+
 def _check(node: ast.expr, text: str) -> None:
     """Refuse everything that is not on the list."""
-    if isinstance(node, ast.Name):
+    if _is_name(node):
         return
     value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -192,7 +215,7 @@ def _post_order(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def _names(node: ast.expr) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(n.id for n in _post_order(node) if isinstance(n, ast.Name)))
+    return tuple(dict.fromkeys(ast.unparse(n) for n in _post_order(node) if _is_name(n)))
 
 
 def _function(node: ast.Call) -> str:
@@ -207,8 +230,8 @@ def _evaluate(
 ) -> _Values:
     if isinstance(node, ast.Constant):
         return np.array(node.value, np.float64)
-    if isinstance(node, ast.Name):
-        return columns[node.id].astype(np.float64)
+    if _is_name(node):
+        return columns[ast.unparse(node)].astype(np.float64)
     if isinstance(node, ast.UnaryOp):
         return -_evaluate(node.operand, columns, scales, rows)
     if isinstance(node, ast.BinOp):
@@ -234,8 +257,8 @@ def _constant(node: ast.expr) -> float | None:
 def _sign(node: ast.expr, metrics: Mapping[str, Metric]) -> int | None:
     """How a part moves when its metrics move to their better ends: 1, -1, 0 or, unknown, None."""
     sign: int | None = 0
-    if isinstance(node, ast.Name):
-        sign = _SIGNS[metrics[node.id].polarity]
+    if _is_name(node):
+        sign = _SIGNS[metrics[ast.unparse(node)].polarity]
     elif isinstance(node, ast.Call):
         sign = _sign(node.args[0], metrics)
     elif isinstance(node, ast.UnaryOp):
@@ -269,8 +292,9 @@ def _times(sign: int | None, factor: float) -> int | None:
 def _interval(node: ast.expr, metrics: Mapping[str, Metric]) -> tuple[float, float]:
     """Bounds of a part, from the ranges of its metrics; infinite where they are not known."""
     everything = (-math.inf, math.inf)
-    if isinstance(node, ast.Name):
-        return metrics[node.id].low, metrics[node.id].high
+    if _is_name(node):
+        metric = metrics[ast.unparse(node)]
+        return metric.low, metric.high
     if isinstance(node, ast.Call):
         return (0.0, 1.0) if _function(node) == "rank" else everything
     if isinstance(node, ast.UnaryOp):

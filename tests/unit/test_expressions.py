@@ -27,7 +27,7 @@ from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io.scores import FilePopulation
 from dataprune_ray.metrics import METRICS, check_metrics, resolve_metric
 from dataprune_ray.metrics.expression import Expression, is_expression, parse
-from dataprune_ray.understanding import check_names
+from dataprune_ray.naming import check_names
 
 BASE = ("el2n", "entropy", "margin", "confidence")
 FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
@@ -199,7 +199,9 @@ def test_one_spelling_names_the_column():
     [
         ("rank(el2n", "neither a metric nor a formula"),
         ("el2n ** 2", r"cannot hold 'el2n \*\* 2'"),
-        ("el2n.__class__ + 1", "cannot hold 'el2n.__class__'"),
+        ("el2n.__class__ + 1", "no score table is named 'el2n'; pass --with-scores el2n=DIR"),
+        ("a.b.el2n", "cannot hold 'a.b.el2n'"),
+        ("rank(el2n).x", "cannot hold"),
         ("exec(el2n)", r"cannot hold 'exec\(el2n\)'"),
         ("rank(el2n, 2)", "cannot hold"),
         ("rank(el2n, key=1)", "cannot hold"),

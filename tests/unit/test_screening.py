@@ -27,12 +27,12 @@ from dataprune_ray.cutoff import (
 )
 from dataprune_ray.errors import BadDataError, ConfigError, UnknownNameError
 from dataprune_ray.features import LabelSpec
+from dataprune_ray.naming import check_names, noise_metric
 from dataprune_ray.pipeline import preview
 from dataprune_ray.quality.rescue import Evidence
 from dataprune_ray.rescuing import Sources, cut_with_rescue
 from dataprune_ray.stages import with_noise_share
 from dataprune_ray.strategies import STRATEGIES, ScoreInfo, check_shares, compile_rule
-from dataprune_ray.understanding import check_names, noise_metric
 
 NAMES = ("cat", "dog", "newt")
 COUNTED = [n for n, s in STRATEGIES.items() if s.uses_keep and n != "quantile"]
