@@ -20,7 +20,7 @@ from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.findings import Marks, summarise
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io.corpus import Corpus, Fragment
-from dataprune_ray.io.filesystems import exists, join, resolve, write_bytes
+from dataprune_ray.io.filesystems import exists, join, list_names, resolve, write_bytes
 from dataprune_ray.io.joined import JoinedTable, digests_of, open_joined
 from dataprune_ray.io.output import (
     PLAN,
@@ -139,8 +139,9 @@ def score_rows(
     plan = score_plan(config, understanding, judges(config, proxies), folder)
     plan = replace(plan, checksums=True)
     if config.run.scores is not None:
+        present = set(list_names(folder, ".parquet"))
         for fragment in corpus.fragments:
-            if not exists(plan.path(fragment)):
+            if f"{fragment.name}.parquet" not in present:
                 raise ConfigError("scores", folder, f"has no scores of fragment {fragment.name}")
     else:
         check_models(plan)

@@ -54,13 +54,14 @@ def unordered(refs: Iterator[Any], limit: int) -> Generator[Any]:
         DataPruneError: what a task raised on purpose, as itself.
     """
     pending: list[Any] = []
+    ready: list[Any] = []
     try:
         for ref in refs:
             pending.append(ref)
-            if len(pending) >= limit:
-                yield _next_result(pending)
-        while pending:
-            yield _next_result(pending)
+            if len(pending) + len(ready) >= limit:
+                yield _next_result(pending, ready)
+        while pending or ready:
+            yield _next_result(pending, ready)
     finally:
         for ref in pending:
             ray.cancel(ref)
@@ -71,11 +72,16 @@ def in_flight() -> int:
     return 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
-def _next_result(pending: list[Any]) -> Any:
-    """Wait for one task, take it from ``pending`` and return its result."""
-    (done,), pending[:] = ray.wait(pending, num_returns=1)
+def _next_result(pending: list[Any], ready: list[Any]) -> Any:
+    """The result of a task of ``ready``; where there is none, all that are done become ready.
+
+    A look costs time for every pending task, so it is not made for each result.
+    """
+    if not ready:
+        ray.wait(pending, num_returns=1)
+        ready[:], pending[:] = ray.wait(pending, num_returns=len(pending), timeout=0)
     with own_errors():
-        return ray.get(done)
+        return ray.get(ready.pop())
 
 
 @contextmanager

@@ -248,6 +248,7 @@ class Reservoir:
         self.seed = seed
         self.count = 0
         self._bound = np.uint64(2**64 - 1)
+        self._size = 0  # bytes of the inputs held
         self._parts: list[tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]] = []
 
     def add(
@@ -256,8 +257,9 @@ class Reservoir:
         """Offer rows: identity hashes (n,), inputs (n, …), targets (n,)."""
         self.count += len(hashes)
         self._parts.append((hashes, values, targets))
+        self._size += values.nbytes
         self._keep_below(self._bound, first=len(self._parts) - 1)
-        if sum(values.nbytes for _, values, _ in self._parts) > self.limit + self.limit // 4:
+        if self._size > self.limit + self.limit // 4:
             self._trim()
 
     def _trim(self) -> None:
@@ -276,6 +278,8 @@ class Reservoir:
             chosen = seeded_hash(hashes, self.seed) <= bound
             if not chosen.all():
                 self._parts[index] = (hashes[chosen], values[chosen], targets[chosen])
+                self._size += self._parts[index][1].nbytes - values.nbytes
+        self._parts[first:] = [part for part in self._parts[first:] if len(part[0])]
 
     def content(self) -> tuple[npt.NDArray[np.uint64], npt.NDArray[Any], npt.NDArray[Any]]:
         """The rows held, as one set of arrays; there must be one."""

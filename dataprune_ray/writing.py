@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -41,6 +42,8 @@ from dataprune_ray.tasks import run_tasks
 
 _BATCH_ROWS = 4096
 _GROUP_BYTES = 64 << 20
+#: Requests to a store at a time.
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,7 @@ def write_parts(
     for result in run_tasks(partial(_write_part, plan), parts):
         written[result.path] = result
         progress(result)
-    return [written[path] for path in sorted(written)]
+    return [written[f"data/{part.name}"] for part in parts]
 
 
 def _source_style(corpus: Corpus) -> dict[str, Any]:
@@ -195,8 +198,9 @@ def _decisions_of(plan: WritePlan, fragment: Fragment) -> str:
 
 def forget_records(plan: WritePlan, parts: list[Written]) -> None:
     """Remove the parts' records, which a finished run has in its manifest."""
-    for index in range(len(parts)):
-        remove_file(Part(index, (), 0).record(plan))
+    records = [Part(index, (), 0).record(plan) for index in range(len(parts))]
+    with ThreadPoolExecutor(_THREADS) as threads:
+        list(threads.map(remove_file, records))
 
 
 class _Hashing:

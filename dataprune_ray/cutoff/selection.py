@@ -163,7 +163,7 @@ def _descend(
         slots[active] = np.arange(len(active))
         digits = _Digits(field, end, shift, bits, slots, search.prefix, search.score_key)
         if few:
-            _take_value(search, active, population.reduce(digits.gather, _concatenate, columns))
+            _take_value(search, active, population.reduce(digits.gather, _join, columns))
         else:
             counts = population.reduce(digits.count, _add, columns)
             _take_bin(search, active, counts.reshape(len(active), -1), bits)
@@ -195,7 +195,7 @@ def _take_bin(
 
 def _take_value(search: _Search, active: NDArray[np.int64], found: _Gathered) -> None:
     """Move every active group (A,) to the one value of its candidates that its quota ends in."""
-    slots, values = found
+    slots, values = np.concatenate(found[0]), np.concatenate(found[1])
     order = np.lexsort((values, slots))
     slots, values = slots[order], values[order]
     first = np.searchsorted(slots, np.arange(len(active)))
@@ -213,8 +213,8 @@ def _digit_bits(groups: int, left: int) -> int:
     return -(-left // passes)
 
 
-#: Slots int64 (n,) and values uint64 (n,) of candidates.
-_Gathered = tuple[NDArray[np.int64], NDArray[np.uint64]]
+#: Slots int64 (n,) and values uint64 (n,) of candidates, in pieces: joined once, at the end.
+_Gathered = tuple[list[NDArray[np.int64]], list[NDArray[np.uint64]]]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class _Digits:
         slots, values = self._candidates(block)
         if slots is None:
             slots = np.zeros(len(values), np.int64)
-        return slots, values.astype(np.uint64)
+        return [slots], [values.astype(np.uint64)]
 
     def _candidates(
         self, block: Block
@@ -270,11 +270,14 @@ class _Digits:
 
 
 def _add(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    return first + second
+    """The sum, in place where the first array is not shared (what a task returns is)."""
+    return np.add(first, second, out=first if first.flags.writeable else None)
 
 
-def _concatenate(first: _Gathered, second: _Gathered) -> _Gathered:
-    return np.concatenate([first[0], second[0]]), np.concatenate([first[1], second[1]])
+def _join(first: _Gathered, second: _Gathered) -> _Gathered:
+    first[0].extend(second[0])
+    first[1].extend(second[1])
+    return first
 
 
 def _rank_key(block: Block, end: End | None) -> NDArray[np.uint32]:

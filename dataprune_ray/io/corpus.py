@@ -173,20 +173,23 @@ def plan_fragments(
     """
     fragments: list[Fragment] = []
     waiting: list[Span] = []
+    held = 0
 
     def flush() -> None:
+        nonlocal held
         if waiting:
             fragments.append(Fragment(len(fragments), tuple(waiting)))
             waiting.clear()
+            held = 0
 
     for file in files:
         if waiting and (waiting[-1].file in apart) != (file.path in apart):
             flush()
         for span in _spans(file, target_rows):
-            held = sum(s.rows or 0 for s in waiting)
             if span.rows is None or held + span.rows > target_rows:
                 flush()
             waiting.append(span)
+            held += span.rows or 0
             if span.rows is None:
                 flush()
     flush()

@@ -42,6 +42,17 @@ def test_reservoir_keeps_the_smallest_hashes_within_its_limit(sizes, limit_rows,
     assert all(hashes[int(v)] == h for v, h in zip(kept_values[:, 0], kept, strict=True))
 
 
+def test_the_reservoir_holds_few_batches_and_knows_their_bytes():
+    held = Reservoir(40 * 4, 0)
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        hashes = rng.integers(0, 2**64, 5, np.uint64)
+        held.add(hashes, np.zeros((5, 1), np.float32), np.zeros(5))
+        assert held._size == sum(values.nbytes for _, values, _ in held._parts)
+        assert len(held._parts) <= 50  # of which none is empty
+    assert len(held.content()[0]) == 40
+
+
 def test_texts_of_different_length_are_padded_together():
     held = Reservoir(1 << 20, 0)
     held.add(np.array([1], np.uint64), np.array([[5, 6]]), np.zeros(1, np.int64))

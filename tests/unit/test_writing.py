@@ -1,11 +1,16 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dataprune_ray.deciding import Decided, identity_sum, reason_kind
+from dataprune_ray import writing
+from dataprune_ray.cutoff import KeepRule
+from dataprune_ray.deciding import Decided, WritePlan, identity_sum, reason_kind
 from dataprune_ray.io.corpus import Fragment, Span
-from dataprune_ray.writing import plan_parts
+from dataprune_ray.writing import Part, Written, plan_parts
+
+RULE = KeepRule((), ("",), "", None, "", {})
 
 
 def fragments(count):
@@ -27,6 +32,20 @@ def test_parts_hold_every_kept_row_once_in_order_and_evenly(kept, rows_per_part)
     assert max(sizes) - min(sizes) <= 1
     assert max(sizes) <= rows_per_part
     assert [part.name for part in parts] == [f"part-{i:05d}.parquet" for i in range(len(parts))]
+
+
+def test_written_parts_are_in_their_order_also_past_five_digits(monkeypatch):
+    parts = [Part(index, (), 1) for index in (9, 99_999, 100_000, 100_001)]
+    monkeypatch.setattr(writing, "remove_other_parts", lambda *_: None)
+    monkeypatch.setattr(writing, "_source_style", lambda _: {})
+    monkeypatch.setattr(
+        writing,
+        "run_tasks",
+        lambda _, items: [Written(f"data/{p.name}", p.rows, 1, "") for p in reversed(items)],
+    )
+    plan = WritePlan("", "", pa.schema([]), "out", "", "", RULE, None, 0, pa.int64())
+    written = writing.write_parts(plan, None, parts, lambda _: None)
+    assert [part.path for part in written] == [f"data/{part.name}" for part in parts]
 
 
 def test_nothing_kept_is_one_empty_part():
