@@ -52,7 +52,7 @@ class ScoreTable(ScoreFiles):
         if not self.paths:
             return kernel(empty_block(columns))
         cpus = max(1, int(ray.cluster_resources().get("CPU", 1)))
-        size = min(_MOST_FILES, -(-len(self.paths) // (4 * cpus)))
+        size = files_per_task(len(self.paths), cpus)
         batches = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
         view = ray.put(self.view(columns))
         work = ray.put((kernel, merge))
@@ -64,6 +64,11 @@ class ScoreTable(ScoreFiles):
         for result in results:
             merged = merge(merged, result)
         return merged
+
+
+def files_per_task(files: int, cpus: int) -> int:
+    """Score files of one task: few enough that every CPU has several tasks."""
+    return max(1, min(_MOST_FILES, -(-files // (4 * cpus))))
 
 
 #: Groups that quotas are counted for, at most.

@@ -6,12 +6,21 @@ import subprocess
 import sys
 from pathlib import Path
 
+NAMES = (
+    "cut.py",
+    "scoring.py",
+    "dynamics.py",
+    "comparing.py",
+    "memory.py",
+    "scale.py",
+    "costs.py",
+)
+
 
 def main() -> int:
     here = Path(__file__).parent
     codes = [
-        subprocess.run([sys.executable, str(here / name)], check=False).returncode
-        for name in ("cut.py", "scoring.py", "dynamics.py", "comparing.py", "memory.py")
+        subprocess.run([sys.executable, str(here / name)], check=False).returncode for name in NAMES
     ]
     return max(codes)
 
