@@ -26,7 +26,7 @@ from dataprune_ray.cutoff import (
     ranks,
 )
 from dataprune_ray.cutoff.population import UNGROUPED
-from dataprune_ray.engine import NOTE, score_column
+from dataprune_ray.engine import score_column
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.filesystems import atomic_output, open_input
 from dataprune_ray.metrics.expression import Expression, Scale
@@ -134,7 +134,7 @@ def _add(texts: Sequence[str], found: Scales, path: str) -> None:
     """Rewrite a score file with the formulas."""
     with open_input(path) as file:
         parquet = pq.ParquetFile(file)
-        note = parquet.metadata.metadata[NOTE].decode()
+        note = parquet.metadata.metadata[schema.NOTE].decode()
         layout = _with(texts, found, parquet.schema_arrow.empty_table()).schema
         with (
             atomic_output(path) as stream,
@@ -142,4 +142,4 @@ def _add(texts: Sequence[str], found: Scales, path: str) -> None:
         ):
             for group in range(parquet.num_row_groups):
                 writer.write_table(_with(texts, found, parquet.read_row_group(group)).cast(layout))
-            writer.add_key_value_metadata({NOTE.decode(): note})
+            writer.add_key_value_metadata({schema.NOTE.decode(): note})

@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from dataprune_ray import schema
 from dataprune_ray.cutoff import REASONS, Block, KeepRule, seeded_hash
-from dataprune_ray.engine import NOTE
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output, exists, join, open_input, remove_file, stamp
 from dataprune_ray.io.judgements import EVIDENCE, evidence_of
@@ -154,7 +153,7 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
             _count_bad(counts, wrong)
             counts.rows += table.num_rows
         note = {"basis": basis, "counts": counts.to_json()}
-        writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+        writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps(note)})
         # The quarantine goes first: decisions that are there say that it is complete.
         if bad:
             _quarantine(join(plan.output, "quarantine", name), bad)
@@ -184,7 +183,7 @@ def _committed(path: str, basis: str) -> Decided | None:
     if not exists(path):
         return None
     with open_input(path) as file:
-        note = (pq.read_metadata(file).metadata or {}).get(NOTE)
+        note = (pq.read_metadata(file).metadata or {}).get(schema.NOTE)
     if note is None:
         return None
     content = json.loads(note)

@@ -43,10 +43,6 @@ from dataprune_ray.plans import FragmentCount, ScorePlan
 from dataprune_ray.recipes import autocast
 from dataprune_ray.space import INPUTS
 
-#: Metadata key of a score file under which its counts are noted.
-NOTE = b"dataprune"
-#: In that note: size, version and checksum of the corpus files that begin in the fragment.
-FILES = "files"
 #: Rows below which matrix kernels may round differently: shorter batches are padded up to this.
 _STEADY_ROWS = 32
 _ROWS_PER_GROUP = 65_536
@@ -142,8 +138,8 @@ class Engine:
                 with self.clock.at("write"):
                     writer.write_table(table)
             note = {"rows": rows, "bad": bad, "unread": unread, "members": sorted(members)}
-            note |= {FILES: self._marks(fragment)} if self.plan.checksums else {}
-            writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+            note |= {schema.FILES: self._marks(fragment)} if self.plan.checksums else {}
+            writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps(note)})
         return FragmentCount(
             fragment.index,
             rows,

@@ -19,7 +19,7 @@ import safetensors.numpy
 import torch
 
 from dataprune_ray import schema
-from dataprune_ray.engine import NOTE, load_model
+from dataprune_ray.engine import load_model
 from dataprune_ray.errors import BadDataError, ConfigError, StorageError
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
@@ -317,7 +317,7 @@ def _write(
         pq.ParquetWriter(stream, plan.layout, use_dictionary=[schema.ERROR]) as writer,
     ):
         writer.write_table(table, row_group_size=65_536)
-        writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+        writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps(note)})
 
 
 def _lists(values: npt.NDArray[Any], missing: npt.NDArray[np.bool_]) -> pa.Array:

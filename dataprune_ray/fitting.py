@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.engine import NOTE, score_column
+from dataprune_ray.engine import score_column
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.filesystems import (
     atomic_output,
@@ -271,7 +271,7 @@ def _complete(work: Work, item: tuple[int, str]) -> None:
         atomic_output(path) as stream,
         pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
     ):
-        note = pq.ParquetFile(file).metadata.metadata[NOTE].decode()
+        note = pq.ParquetFile(file).metadata.metadata[schema.NOTE].decode()
         for table in _row_groups(file, names):
             good, columns = work.columns(table)
             end = start + table.num_rows
@@ -279,4 +279,4 @@ def _complete(work: Work, item: tuple[int, str]) -> None:
             start = end
             finished = work.complete(table, good, columns, own)
             writer.write_table(finished.select(layout.names).cast(layout))
-        writer.add_key_value_metadata({NOTE.decode(): note})
+        writer.add_key_value_metadata({schema.NOTE.decode(): note})

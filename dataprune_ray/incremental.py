@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 from dataprune_ray import schema
 from dataprune_ray.baseline import Baseline
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.engine import FILES, NOTE
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.io.checksums import Mark, same_files
 from dataprune_ray.io.corpus import (
@@ -222,7 +221,7 @@ class Piece:
 
 def _assemble(scores: str, layout: pa.Schema, piece: Piece) -> int:
     """Write a fragment's score file from the baseline's; how many rows it has."""
-    note: dict[str, Any] = {"rows": 0, "bad": 0, "members": set(), "unread": 0, FILES: {}}
+    note: dict[str, Any] = {"rows": 0, "bad": 0, "members": set(), "unread": 0, schema.FILES: {}}
     with (
         atomic_output(piece.path) as stream,
         pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
@@ -231,8 +230,12 @@ def _assemble(scores: str, layout: pa.Schema, piece: Piece) -> int:
             note["rows"] += table.num_rows
             note["bad"] += table.num_rows - table[schema.ERROR].null_count
             writer.write_table(table.unify_dictionaries())
-        stored = {**note, "members": sorted(note["members"]), FILES: piece.marks(note[FILES])}
-        writer.add_key_value_metadata({NOTE.decode(): json.dumps(stored)})
+        stored = {
+            **note,
+            "members": sorted(note["members"]),
+            schema.FILES: piece.marks(note[schema.FILES]),
+        }
+        writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps(stored)})
     return int(note["rows"])
 
 
@@ -281,9 +284,9 @@ def _within(table: pa.Table, span: Span) -> pa.ChunkedArray:
 def _read(path: str, layout: pa.Schema, note: dict[str, Any]) -> pa.Table:
     with open_input(path) as file:
         parquet = pq.ParquetFile(file)
-        stored = json.loads(parquet.metadata.metadata[NOTE])
+        stored = json.loads(parquet.metadata.metadata[schema.NOTE])
         table = parquet.read(columns=layout.names, use_threads=False)
     note["members"].update(stored["members"])
-    note[FILES].update(marks_in(stored))
+    note[schema.FILES].update(marks_in(stored))
     note["unread"] += int(stored.get("unread", 0))
     return table.select(layout.names).cast(layout)

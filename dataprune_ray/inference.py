@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import stats
 
 from dataprune_ray.verdict import (
     FULL,
@@ -33,6 +32,8 @@ def interval(differences: Sequence[float], confidence: float, overlap: float = 0
         overlap: test rows over training rows where pairs are folds of one corpus, else 0; the
             variance of the mean is ``s² (1/n + overlap)``.
     """
+    from scipy import stats  # noqa: PLC0415 - a second, for those who fit only
+
     values = np.asarray(differences, np.float64)
     mean, pairs = float(values.mean()), len(values)
     if pairs == 1:

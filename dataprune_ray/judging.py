@@ -20,7 +20,6 @@ from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.config.prune import AUTO
 from dataprune_ray.deciding import identity_sum
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.evidence import Fold, JudgePlan, judge_fragment
 from dataprune_ray.findings import QualityTable
@@ -285,5 +284,5 @@ def _missing(plan: JudgePlan, fragments: tuple[Fragment, ...]) -> list[Fragment]
 
 def _note_of(folder: str, name: str) -> tuple[str, str]:
     with open_input(join(folder, f"{name}.parquet")) as file:
-        note = json.loads(pq.read_metadata(file).metadata[NOTE])
+        note = json.loads(pq.read_metadata(file).metadata[schema.NOTE])
     return name, note["census"]

@@ -36,6 +36,11 @@ KEPT = "kept"
 REASON = "reason"
 WEIGHT = "weight"
 
+#: Metadata key of a score file under which its counts are noted.
+NOTE = b"dataprune"
+#: In that note: size, version and checksum of the corpus files that begin in the fragment.
+FILES = "files"
+
 UNJUDGED = "unjudged"
 FOLD = "fold"
 SELF_CONFIDENCE = "self_confidence"

@@ -21,8 +21,7 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from dataprune_ray import telemetry
-from dataprune_ray.engine import NOTE
+from dataprune_ray import schema, telemetry
 from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
@@ -141,7 +140,7 @@ def _committed(plan: ScorePlan, fragment: Fragment) -> tuple[FragmentCount, int]
 
 def _read_note(path: str) -> bytes:
     with open_input(path) as file:
-        note: bytes = pq.read_metadata(file).metadata[NOTE]
+        note: bytes = pq.read_metadata(file).metadata[schema.NOTE]
     return note
 
 

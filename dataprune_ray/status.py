@@ -14,8 +14,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dataprune_ray import schema
 from dataprune_ray.config import CorpusConfig
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError, DataPruneError
 from dataprune_ray.io import READ_ERRORS, open_corpus
 from dataprune_ray.io.corpus import Corpus, Fragment
@@ -208,7 +208,7 @@ def _notes(
 def _note(path: str) -> dict[str, Any] | None:
     try:
         with open_input(path) as file:
-            note = json.loads(pq.read_metadata(file).metadata[NOTE])
+            note = json.loads(pq.read_metadata(file).metadata[schema.NOTE])
     except (*READ_ERRORS, KeyError, TypeError):  # gone since, or not a score file
         return None
     return note if isinstance(note, dict) else None

@@ -16,7 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from dataprune_ray.engine import FILES, NOTE
+from dataprune_ray import schema
 from dataprune_ray.io.checksums import Mark, same_files
 from dataprune_ray.io.corpus import Corpus
 from dataprune_ray.io.filesystems import join, list_names, open_input
@@ -29,7 +29,7 @@ _THREADS = 16
 
 def marks_in(note: Mapping[str, Any]) -> dict[str, Mark]:
     """Checksums that a score file's note holds, by path."""
-    return {path: Mark(*values) for path, values in note.get(FILES, {}).items()}
+    return {path: Mark(*values) for path, values in note.get(schema.FILES, {}).items()}
 
 
 def marks_of(paths: Sequence[str]) -> dict[str, Mark]:
@@ -44,7 +44,7 @@ def marks_of(paths: Sequence[str]) -> dict[str, Mark]:
 def _note(path: str) -> dict[str, Any]:
     try:
         with open_input(path) as file:
-            found = (pq.read_metadata(file).metadata or {}).get(NOTE)
+            found = (pq.read_metadata(file).metadata or {}).get(schema.NOTE)
     except FileNotFoundError:
         return {}
     note: dict[str, Any] = json.loads(found or b"{}")

@@ -17,9 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import safetensors.numpy
-from scipy import stats
-from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from dataprune_ray.quality.neighbours import normalised
@@ -166,6 +163,8 @@ def _correlation(said: npt.NDArray[Any], exact: Reals) -> float:
     """Spearman's; 0 where one of the two is constant."""
     if np.ptp(said) == 0 or np.ptp(exact) == 0:
         return 0.0
+    from scipy import stats  # noqa: PLC0415 - a second, for those who fit only
+
     return float(stats.spearmanr(said, exact).statistic)
 
 
@@ -200,6 +199,8 @@ def _out_of_fold(lesson: Lesson, _: int) -> _Said:
 
 def _boosting(lesson: Lesson, seed: int) -> _Said:
     """Gradient boosting on the cues."""
+    from sklearn.ensemble import HistGradientBoostingRegressor  # noqa: PLC0415 - a second, for those who fit only
+
     model = HistGradientBoostingRegressor(
         max_iter=150,
         learning_rate=0.05,
@@ -219,6 +220,8 @@ def _boosting(lesson: Lesson, seed: int) -> _Said:
 
 def _neighbours(lesson: Lesson, _: int) -> _Said:
     """Mean target of the nearest rows, by cosine, among those that the same model judged."""
+    from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - a second, for those who fit only
+
     judges = np.unique(lesson.judge)
     known = {int(j): np.flatnonzero(lesson.judge == j) for j in judges}
     mean = float(lesson.target.mean(dtype=np.float64))

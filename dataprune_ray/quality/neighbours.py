@@ -12,8 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import MiniBatchKMeans
-from sklearn.neighbors import NearestNeighbors
 
 _MOST_CLUSTERS = 64
 _TINY = 1e-12
@@ -70,6 +68,8 @@ class Reference:
 
         There are ``sqrt(m / 2)`` clusters, at most 64.
         """
+        from sklearn.cluster import MiniBatchKMeans  # noqa: PLC0415 - a second, for those who fit only
+
         count = min(_MOST_CLUSTERS, max(1, math.isqrt(len(features) // 2)))
         fitted = MiniBatchKMeans(count, random_state=seed, n_init=3).fit(features)
         centres = fitted.cluster_centers_.astype(np.float32)
@@ -94,6 +94,8 @@ class Reference:
             row_hash: uint64 (n,).
             neighbours: how many; all others where the sample is smaller.
         """
+        from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - a second, for those who fit only
+
         if not len(features):
             none = np.zeros(0, np.float32)
             return Neighbourhood(none, none, np.zeros(0, np.int32))

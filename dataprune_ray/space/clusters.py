@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 
 import numpy as np
-from sklearn.cluster import KMeans, MiniBatchKMeans
-from sklearn.exceptions import ConvergenceWarning
 
 from dataprune_ray.space.steady import Rows
 
@@ -17,6 +15,9 @@ _ROUNDS = 20
 
 def k_means(rows: Rows, clusters: int, seed: int) -> Rows:
     """Centres (k, D) of rows (m, D), m >= 1; k is ``clusters``, or m where that is less."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans  # noqa: PLC0415 - a second, for those who fit only
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415
+
     count = min(clusters, len(rows))
     if rows.size * count > _LARGE:
         model = MiniBatchKMeans(count, n_init=3, random_state=seed)

@@ -17,10 +17,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import logsumexp
-from sklearn.decomposition import PCA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import GaussianMixture
 
 from dataprune_ray.space.clusters import k_means
 from dataprune_ray.space.neighbours import Sample
@@ -81,6 +77,8 @@ def log_density(
 
 def _axes(rows: Rows, seed: int) -> dict[str, NDArray[Any]]:
     """Centre (D,) and axes (D, d) of the coordinates."""
+    from sklearn.decomposition import PCA  # noqa: PLC0415 - a second, for those who fit only
+
     centre = rows.mean(axis=0)
     if not (rows - centre).any():  # one row, or copies of one
         return {"density_centre": centre, "density_axes": np.eye(rows.shape[1])[:, :1]}
@@ -114,6 +112,9 @@ def _fit_mixture(rows: Rows, components: int, seed: int) -> dict[str, NDArray[An
     Components with fewer than 2 d rows are left out: around an outlier they would make it the
     likeliest row of all.
     """
+    from sklearn.exceptions import ConvergenceWarning  # noqa: PLC0415 - a second, for those who fit only
+    from sklearn.mixture import GaussianMixture  # noqa: PLC0415
+
     least = 2 * rows.shape[1]
     count = max(1, min(components, len(rows) // least))
     mixture = GaussianMixture(count, reg_covar=_REGULARISATION, random_state=seed)
@@ -144,7 +145,7 @@ def _mixture(tensors: Tensors, rows: Rows) -> Rows:
         scale = np.log(np.diagonal(precision)).sum()
         constant = rows.shape[1] * math.log(2 * math.pi)
         parts.append(weight + scale - 0.5 * (constant + squared))
-    return np.asarray(logsumexp(np.stack(parts, axis=1), axis=1))
+    return np.asarray(np.logaddexp.reduce(np.stack(parts, axis=1), axis=1))
 
 
 def _fit_clusters(rows: Rows, clusters: int, seed: int) -> dict[str, NDArray[Any]]:

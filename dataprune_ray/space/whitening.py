@@ -10,7 +10,6 @@ of more than 512 dimensions the first 512 principal components are kept.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf_shrinkage
 
 from dataprune_ray.space.steady import Rows
 
@@ -20,6 +19,8 @@ _LEAST_VARIANCE = 1e-6
 
 def whitening(rows: Rows) -> Rows:
     """Axes (D, d) that rows (m, D), centred, are multiplied with."""
+    from sklearn.covariance import ledoit_wolf_shrinkage  # noqa: PLC0415 - a second, for those who fit only
+
     size = rows.shape[1]
     covariance = rows.T @ rows / len(rows)
     mean = float(np.trace(covariance)) / size

@@ -22,7 +22,6 @@ from dataprune_ray.baseline import check_settings
 from dataprune_ray.combining import scales
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import Block, MemoryPopulation, moments, ranks
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io.scores import FilePopulation
 from dataprune_ray.metrics import METRICS, check_metrics, resolve_metric
@@ -365,7 +364,7 @@ def write(path, held, part, bad=()):
     with pq.ParquetWriter(path, table.schema) as writer:
         for first in range(0, rows, 4):
             writer.write_table(table.slice(first, 4))
-        writer.add_key_value_metadata({NOTE.decode(): json.dumps({"rows": rows})})
+        writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps({"rows": rows})})
 
 
 @pytest.mark.usefixtures("here")
@@ -383,7 +382,7 @@ def test_files_get_one_more_column_and_only_once(tmp_path):
     assert not found[3].is_valid
     assert (found.drop_null().to_numpy() == expected).all()
     assert found.type == pa.float32()
-    assert json.loads(pq.read_metadata(tmp_path / "a").metadata[NOTE]) == {"rows": 9}
+    assert json.loads(pq.read_metadata(tmp_path / "a").metadata[schema.NOTE]) == {"rows": 9}
     before = [(tmp_path / name).stat().st_mtime_ns for name in "ab"]
     combining.combine(plan)
     assert [(tmp_path / name).stat().st_mtime_ns for name in "ab"] == before

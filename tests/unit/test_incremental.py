@@ -12,7 +12,6 @@ import pytest
 
 from dataprune_ray import schema
 from dataprune_ray.baseline import Baseline
-from dataprune_ray.engine import FILES, NOTE
 from dataprune_ray.errors import BadDataError, ConfigError
 from dataprune_ray.incremental import Piece, _assemble, compare, hold_to
 from dataprune_ray.io.checksums import Mark
@@ -54,8 +53,8 @@ def write_scores(found, members=(), unread=0, checksum="c", version="1"):
         begun = [s.file for s in fragment.spans if s.start == 0]
         marks = {name: (sizes[name], version, f"{checksum} {name}") for name in begun}
         note = {"rows": len(rows), "bad": 0, "members": list(members), "unread": unread}
-        note[FILES] = marks
-        table = table.replace_schema_metadata({NOTE: json.dumps(note)})
+        note[schema.FILES] = marks
+        table = table.replace_schema_metadata({schema.NOTE: json.dumps(note)})
         pq.write_table(table, f"{found.scores}/{fragment.name}.parquet")
 
 
@@ -137,10 +136,10 @@ def test_score_files_are_put_together_for_other_fragments(tmp_path, target):
         assert _assemble(found.scores, LAYOUT, piece) == fragment.rows
         table = pq.read_table(path)
         assert table.schema.equals(LAYOUT)
-        note = json.loads(pq.read_metadata(path).metadata[NOTE])
+        note = json.loads(pq.read_metadata(path).metadata[schema.NOTE])
         assert note["bad"] == table["row"].to_pylist().count(7)
         assert (note["members"], note["unread"] > 0) == (["png"], True)
-        marks |= note[FILES]
+        marks |= note[schema.FILES]
         rows += zip(table["file"].to_pylist(), table["row"].to_pylist(), strict=True)
         assert np.allclose(table["el2n"].to_numpy(), table["row"].to_numpy() / 100)
     # under the version of now; none of "d", whose checksum is not of the version that was listed

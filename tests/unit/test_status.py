@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataprune_ray import schema
 from dataprune_ray.config import CorpusConfig, PruneConfig
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.output import MANIFEST, claim
@@ -43,7 +43,7 @@ def begin(tmp_path, **settings):
 
 def commit(folder, fragment, rows=10, bad=0):
     folder.mkdir(exist_ok=True)
-    note = {NOTE: json.dumps({"rows": rows, "bad": bad, "members": []})}
+    note = {schema.NOTE: json.dumps({"rows": rows, "bad": bad, "members": []})}
     table = pa.table({"row": range(rows)}).replace_schema_metadata(note)
     pq.write_table(table, folder / f"{fragment.name}.parquet")
 

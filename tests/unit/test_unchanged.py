@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dataprune_ray import schema
 from dataprune_ray.config import CorpusConfig
-from dataprune_ray.engine import FILES, NOTE
 from dataprune_ray.io import checksums, open_corpus
 from dataprune_ray.io.checksums import Mark, mark, same_files
 from dataprune_ray.io.corpus import SourceFile
@@ -106,8 +106,8 @@ def scored(tmp_path):
     (tmp_path / "scores").mkdir()
     for number in range(2):
         found = mark(str(tmp_path / "in"), f"{number}.parquet")
-        note = {FILES: {f"{number}.parquet": [found.size, found.version, found.checksum]}}
-        table = pa.table({"row": [1]}).replace_schema_metadata({NOTE: json.dumps(note)})
+        note = {schema.FILES: {f"{number}.parquet": [found.size, found.version, found.checksum]}}
+        table = pa.table({"row": [1]}).replace_schema_metadata({schema.NOTE: json.dumps(note)})
         pq.write_table(table, tmp_path / "scores" / f"{number}.parquet")
     return tmp_path
 
