@@ -21,7 +21,7 @@ from dataprune_ray.io.filesystems import redact
 from dataprune_ray.io.rows import RowPlan, ahead, read_rows
 from dataprune_ray.io.splits import Split
 from dataprune_ray.models import ModelSpec, image_transform
-from dataprune_ray.tasks import TASK_CPUS, in_flight, own_errors, run_tasks, unordered
+from dataprune_ray.tasks import in_flight, own_errors, run_tasks, task_cpus, unordered
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def hold(rows: RowPlan, model: ModelSpec, limit: Limit) -> Held:
         share = math.prod(split.admitted for split in rows.splits)
         limit.check(Size(round(known * share), rows.features.row_bytes))
     load = ray.remote(_load).options(
-        num_cpus=TASK_CPUS, num_returns=2, scheduling_strategy="SPREAD"
+        num_cpus=task_cpus(), num_returns=2, scheduling_strategy="SPREAD"
     )
     shared = ray.put((rows, model, limit))
     parts: list[Any] = []
@@ -118,7 +118,7 @@ def hold(rows: RowPlan, model: ModelSpec, limit: Limit) -> Held:
         raise BadDataError(
             f"no good row of {redact(rows.root)!r} to train or test on: see the errors of its rows"
         )
-    gather = ray.remote(_gather).options(num_cpus=TASK_CPUS)
+    gather = ray.remote(_gather).options(num_cpus=task_cpus())
     return Held(gather.remote(parts), total.rows)
 
 
@@ -194,7 +194,7 @@ def weights_of(arm: Arm, held: Held, chosen: Held) -> Held | None:
     if not arm.weighted:
         return None
     found = list(run_tasks(partial(kept_rows, arm), arm.fragments))
-    remote = ray.remote(_weights).options(num_cpus=TASK_CPUS)
+    remote = ray.remote(_weights).options(num_cpus=task_cpus())
     return Held(remote.remote(ray.put(found), held.ref, chosen.ref), chosen.rows)
 
 
@@ -237,7 +237,7 @@ def _admitted(split: Split, held: HeldRows) -> npt.NDArray[np.bool_]:
 
 def positions(mask: Callable[[HeldRows], npt.NDArray[np.bool_]], held: Held) -> Held:
     """Positions int64 (m,) of the held rows that ``mask`` (n,) is true of, in the object store."""
-    remote = ray.remote(_positions).options(num_cpus=TASK_CPUS, num_returns=2)
+    remote = ray.remote(_positions).options(num_cpus=task_cpus(), num_returns=2)
     ref, count = remote.remote(mask, held.ref)
     with own_errors():
         return Held(ref, int(ray.get(count)))

@@ -32,7 +32,7 @@ from dataprune_ray.plans import Judges
 from dataprune_ray.progress import Progress
 from dataprune_ray.samples import Sampled, fit_reference, sample_fragment
 from dataprune_ray.strategies import extra_metrics, get_strategy
-from dataprune_ray.tasks import TASK_CPUS, run_tasks
+from dataprune_ray.tasks import run_tasks
 from dataprune_ray.training import train
 from dataprune_ray.understanding import Understanding
 
@@ -117,7 +117,7 @@ def judge_rows(
     progress.add(len(fragments) - len(missing), reused=True)
     told = replace(plan, rows=replace(plan.rows, fragments=()))
     gpus = config.score.num_gpus
-    for _ in run_tasks(partial(judge_fragment, told), missing, num_cpus=TASK_CPUS, num_gpus=gpus):
+    for _ in run_tasks(partial(judge_fragment, told), missing, num_gpus=gpus):
         progress.add(1)
     return QualityTable(
         folder=folder,

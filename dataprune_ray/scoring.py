@@ -14,14 +14,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import pyarrow as pa
 import pyarrow.parquet as pq
 import ray.data
-import torch
 
-from dataprune_ray import schema, telemetry
+from dataprune_ray import schema
 from dataprune_ray.errors import DataPruneError
 from dataprune_ray.fitting import finish, forget
 from dataprune_ray.io.corpus import Fragment
@@ -30,7 +26,7 @@ from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
 from dataprune_ray.learning import learn
 from dataprune_ray.plans import FragmentCount, ScorePlan
-from dataprune_ray.predicting import engine_for
+from dataprune_ray.scorer import FragmentScorer, score_one
 from dataprune_ray.surveying import survey
 from dataprune_ray.tasks import own_errors, run_tasks
 
@@ -96,16 +92,10 @@ def score_in_tasks(plans: Sequence[ScorePlan], num_gpus: float = 0.0) -> None:
         survey(plan, num_gpus=num_gpus)
         learn(plan)
     bare = [(replace(plan, rows=replace(plan.rows, fragments=())), f) for plan, f in missing]
-    for _ in run_tasks(_score_one, bare, num_gpus=num_gpus):
+    for _ in run_tasks(score_one, bare, num_gpus=num_gpus):
         pass
     for plan in plans:
         finish(plan)
-
-
-def _score_one(item: tuple[ScorePlan, Fragment]) -> FragmentCount:
-    plan, fragment = item
-    torch.set_num_threads(1)
-    return engine_for(plan).commit(fragment)
 
 
 def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[FragmentCount]:
@@ -142,28 +132,3 @@ def _read_note(path: str) -> bytes:
     with open_input(path) as file:
         note: bytes = pq.read_metadata(file).metadata[schema.NOTE]
     return note
-
-
-class FragmentScorer:
-    """A Ray Data actor: loads the models once, then scores fragment after fragment."""
-
-    def __init__(self, plan: ScorePlan) -> None:
-        torch.set_num_threads(1)
-        pa.set_cpu_count(1)
-        self.engine = engine_for(plan)
-        self.run = telemetry.run_name(plan.folder)
-
-    def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Score and commit the batch's ``fragment``s; their counts."""
-        fragments = [Fragment.from_json(text) for text in batch["fragment"]]
-        failure = ""
-        try:
-            counts = [retried(self.engine.commit, fragment) for fragment in fragments]
-        except DataPruneError as error:  # as a value: Ray Data would pass on its text alone
-            counts = [FragmentCount(fragment.index, 0, 0) for fragment in fragments]
-            failure = pickle.dumps(error).hex()
-        telemetry.count_scored(self.run, sum(count.rows for count in counts))
-        return {
-            "count": np.array([count.to_json() for count in counts]),
-            "failure": np.array([failure for _ in counts]),
-        }

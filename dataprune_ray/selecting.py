@@ -23,7 +23,7 @@ from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.filesystems import open_input
 from dataprune_ray.io.scores import ScoreFiles, ScoreView, reduce_files
 from dataprune_ray.strategies import ScoreInfo, compile_rule, get_strategy
-from dataprune_ray.tasks import TASK_CPUS, run_tasks, unordered
+from dataprune_ray.tasks import run_tasks, task_cpus, unordered
 
 S = TypeVar("S")
 
@@ -56,8 +56,9 @@ class ScoreTable(ScoreFiles):
         batches = (self.paths[i : i + size] for i in range(0, len(self.paths), size))
         view = ray.put(self.view(columns))
         work = ray.put((kernel, merge))
+        task = _reduce_task.options(num_cpus=task_cpus())
         results = unordered(
-            (_reduce_task.remote(list(batch), view, work) for batch in batches),
+            (task.remote(list(batch), view, work) for batch in batches),
             limit=4 * cpus,
         )
         merged: S = next(results)
@@ -146,6 +147,4 @@ def _reduce_files(
     return reduce_files(paths, view, *work)
 
 
-_reduce_task = ray.remote(
-    num_cpus=TASK_CPUS, scheduling_strategy="SPREAD", retry_exceptions=[OSError]
-)(_reduce_files)
+_reduce_task = ray.remote(scheduling_strategy="SPREAD", retry_exceptions=[OSError])(_reduce_files)

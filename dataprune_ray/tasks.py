@@ -15,8 +15,8 @@ from dataprune_ray.io.retries import retried
 A = TypeVar("A")
 R = TypeVar("R")
 
-#: CPUs a task asks for: a part, so that tasks and an actor pool fit on a small machine together.
-TASK_CPUS = 0.5
+#: CPUs at most with which a task has one to itself.
+_FEW_CPUS = 2
 #: Workers that a task may lose before the run fails: machines that are cheap go away often.
 _LOST_WORKERS = 8
 
@@ -25,21 +25,21 @@ def run_tasks(
     function: Callable[[A], R],
     items: Iterable[A],
     *,
-    num_cpus: float = TASK_CPUS,
+    num_cpus: float | None = None,
     num_gpus: float = 0,
 ) -> Iterator[R]:
     """``function`` of each item, in Ray tasks across the cluster, results as they finish.
 
     What is common to all items belongs into ``function`` (a partial or a frozen dataclass): it is
     sent once. A function must be idempotent: a task is run again where its worker or node is lost,
-    or where a storage error may pass.
+    or where a storage error may pass. ``num_cpus`` is `task_cpus` unless given.
 
     Raises:
         DataPruneError: what a task raised on purpose, as itself.
     """
     shared = ray.put(function)
     remote = ray.remote(_call).options(
-        num_cpus=num_cpus,
+        num_cpus=task_cpus() if num_cpus is None else num_cpus,
         num_gpus=num_gpus,
         scheduling_strategy="SPREAD",
         max_retries=_LOST_WORKERS,
@@ -65,6 +65,14 @@ def unordered(refs: Iterator[Any], limit: int) -> Generator[Any]:
     finally:
         for ref in pending:
             ray.cancel(ref)
+
+
+def task_cpus() -> float:
+    """CPUs that a task asks for: half of one, so that one reads while another computes.
+
+    Where there are few, a whole one: a process more costs seconds of imports and gains nothing.
+    """
+    return 1.0 if ray.cluster_resources().get("CPU", 1.0) <= _FEW_CPUS else 0.5
 
 
 def in_flight() -> int:
