@@ -15,7 +15,6 @@ from itertools import accumulate
 import pyarrow.parquet as pq
 
 from dataprune_ray import schema
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.io.corpus import Corpus, Fragment
 from dataprune_ray.io.filesystems import (
@@ -91,7 +90,7 @@ def _join_file(sources: Sequence[Source], item: tuple[int, str, str]) -> tuple[i
     index, name, path = item
     with open_input(path) as file:
         parquet = pq.ParquetFile(file)
-        note = json.loads(parquet.metadata.metadata[NOTE])
+        note = json.loads(parquet.metadata.metadata[schema.NOTE])
         wanted = {column for source in sources for column in source.columns}
         if wanted <= set(parquet.schema_arrow.names):
             return index, int(note["bad"])
@@ -108,5 +107,5 @@ def _join_file(sources: Sequence[Source], item: tuple[int, str, str]) -> tuple[i
     ):
         for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
             out.write_table(table.slice(start, size).unify_dictionaries())
-        out.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+        out.add_key_value_metadata({schema.NOTE.decode(): json.dumps(note)})
     return index, int(note["bad"])
