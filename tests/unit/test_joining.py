@@ -17,7 +17,6 @@ from scipy.stats import rankdata
 
 from dataprune_ray import combining, comparing, joining, schema, status, trying
 from dataprune_ray.config import CompareConfig, CorpusConfig, PruneConfig
-from dataprune_ray.engine import NOTE
 from dataprune_ray.errors import ConfigError, UnknownNameError
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.corpus import Fragment, Span
@@ -72,7 +71,7 @@ def write(folder, name, table, group_rows=7):
     with pq.ParquetWriter(folder / f"{name}.parquet", table.schema) as writer:
         writer.write_table(table, row_group_size=group_rows)
         note = {"rows": len(table), "bad": bad, "unread": 0, "members": []}
-        writer.add_key_value_metadata({NOTE.decode(): json.dumps(note)})
+        writer.add_key_value_metadata({schema.NOTE.decode(): json.dumps(note)})
 
 
 def save_plan(folder, fragments=(), metrics=("el2n", "margin"), **more):
@@ -140,7 +139,7 @@ def test_a_joined_formula_is_the_formula_of_a_join_in_numpy(given_table):
         found = joining.join_scores(plan, tables, ["image.margin", "image.el2n"], counts)
         combining.combine(plan)
         table = pa.concat_tables(pq.read_table(plan.path(one)) for one in fragments)
-        notes = [pq.read_metadata(plan.path(one)).metadata[NOTE] for one in fragments]
+        notes = [pq.read_metadata(plan.path(one)).metadata[schema.NOTE] for one in fragments]
     good = np.array([a is None and b is None for a, b in zip(own_bad, their_bad, strict=True)])
     ranks = [(rankdata(v[good]) - 1) / (good.sum() - 1) for v in (el2n, margin)]
     expected = ranks[0] + 0.5 * ranks[1] - 0.25 * other[good].astype(np.float64)
