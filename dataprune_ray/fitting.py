@@ -39,7 +39,8 @@ from dataprune_ray.shuffling import compare_clusters, compared, remove_scratch
 from dataprune_ray.space import later_copies
 from dataprune_ray.tasks import run_tasks
 
-_FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
+#: What second stages found over the whole corpus.
+FIT_FILE = "_fit.json"  # hidden from Parquet readers by its name
 _BUCKETS = "shuffle_buckets"
 
 
@@ -54,7 +55,7 @@ def finish(plan: ScorePlan) -> None:
     paths = [plan.path(fragment) for fragment in plan.rows.fragments]
     work = Work.of(plan)
     files = list(enumerate(paths))
-    saved = join(plan.folder, _FIT_FILE)
+    saved = join(plan.folder, FIT_FILE)
     if exists(saved):
         work = replace(work, found=from_json(json.loads(read_bytes(saved))))
     else:
@@ -71,7 +72,7 @@ def forget(plan: ScorePlan) -> bool:
     Whether there was one; the score files that it finished are removed with it, the findings
     last: cut off half way, this is begun again.
     """
-    saved = join(plan.folder, _FIT_FILE)
+    saved = join(plan.folder, FIT_FILE)
     if not plan.fitted or not exists(saved):
         return False
     remove_other_fragments(plan.folder, ())

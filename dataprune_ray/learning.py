@@ -1,6 +1,7 @@
 """Before scoring: two judges are trained on a sample, and a predictor is fitted to its scores.
 
-What is fitted is committed beside the scores; where it is there, it is not fitted again. At most
+What is fitted is committed beside the scores; where it is there, it is not fitted again
+(`dataprune_ray.renewing` sees to it that it was fitted to the same files). At most
 ``_LESSON_ROWS`` rows of the sample are learned from, those of lowest place by hash, so the lesson
 is the same however the corpus is cut.
 """

@@ -26,6 +26,7 @@ from dataprune_ray.io.leftovers import remove_other_fragments
 from dataprune_ray.io.retries import retried
 from dataprune_ray.learning import learn
 from dataprune_ray.plans import FragmentCount, ScorePlan
+from dataprune_ray.renewing import renew
 from dataprune_ray.scorer import FragmentScorer, score_one
 from dataprune_ray.surveying import survey
 from dataprune_ray.tasks import own_errors, run_tasks
@@ -50,11 +51,13 @@ def score(
     """Score every fragment that has no score file yet; counts of all, in fragment order.
 
     A fragment with rows that storage kept back is scored again. Score files of fragments that the
-    corpus no longer has, because a file of it could not be opened before, are removed. Neither is
-    done in a ``foreign`` folder, which an earlier run made.
+    corpus no longer has, because a file of it could not be opened before, are removed, and so is
+    what was fitted without that file, with all scores. Neither is done in a ``foreign`` folder,
+    which an earlier run made.
     """
     fragments = {f"{fragment.name}.parquet": fragment for fragment in plan.rows.fragments}
     if not foreign:
+        renew(plan)
         remove_other_fragments(plan.folder, fragments)
     present = [name for name in list_names(plan.folder, ".parquet") if name in fragments]
     with ThreadPoolExecutor(16) as threads:

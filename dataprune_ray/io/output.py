@@ -41,7 +41,7 @@ FOLDERS = ("data", "scores", "decisions", "quarantine", "proxy", "quality", "tun
 _OURS = re.compile(
     r"(data/part-\d{5,}\.parquet"
     r"|(scores|decisions|quarantine|quality)/\d{6,}-[0-9a-f]{12}\.parquet"
-    r"|scores/_(fit|plan|baseline)\.json|scores/_space\.safetensors"
+    r"|scores/_(fit|fitted|plan|baseline)\.json|scores/_space\.safetensors"
     r"|scores/_(learner|judge-\d+)\.safetensors(\.json)?"
     r"|scores/_(near|exact|copies|found)-\d{5,}\.arrow"
     r"|decisions/_part-\d{5,}\.json"

@@ -26,6 +26,7 @@ OURS = (
     "scores/000000-0123456789ab.parquet",
     "scores/_plan.json",
     "scores/_fit.json",
+    "scores/_fitted.json",
     "decisions/000001-0123456789ab.parquet",
     "quarantine/000001-0123456789ab.parquet",
     "proxy/seed-0.safetensors",
