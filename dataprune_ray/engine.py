@@ -161,13 +161,14 @@ class Engine:
         """Score table pieces of a fragment, in row order; ``members`` collects columns seen."""
         for batch in self._batches(fragment):
             members.update(batch.members)
-            yield self._table(batch, layout)
+            yield self.table(batch, layout)
 
     def _batches(self, fragment: Fragment) -> Iterator[RowBatch]:
         rows = read_rows(self.plan.rows, fragment, self.transform, self.clock)
         return self.clock.each("wait", ahead(rows))
 
-    def _table(self, batch: RowBatch, layout: pa.Schema) -> pa.Table:
+    def table(self, batch: RowBatch, layout: pa.Schema) -> pa.Table:
+        """The score table piece of a batch, with temporary columns, in row order."""
         good = np.flatnonzero(batch.good)
         columns = self._score(batch, batch.row_hash[good])
         errors: list[str | None] = [None] * len(batch)

@@ -21,10 +21,11 @@ from dataprune_ray import (
     tuning,
 )
 from dataprune_ray.baseline import open_baseline
-from dataprune_ray.cluster import Cluster, cluster, pool_of
+from dataprune_ray.cluster import Cluster, cluster
 from dataprune_ray.config import AUTO, CompareConfig, PruneConfig
 from dataprune_ray.drifting import drift_since, rows_of_baseline
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.estimating import check_plans
 from dataprune_ray.findings import Marks
 from dataprune_ray.incremental import Reuse
 from dataprune_ray.io import open_corpus
@@ -39,6 +40,7 @@ from dataprune_ray.plans import FragmentCount, scoring_of
 from dataprune_ray.preview import Preview, expect
 from dataprune_ray.proxies import obtain
 from dataprune_ray.rescuing import rescue_rows
+from dataprune_ray.scanning import scanned_values
 from dataprune_ray.selecting import select
 from dataprune_ray.training import TrainResult
 from dataprune_ray.understanding import (
@@ -106,20 +108,22 @@ def preview(config: PruneConfig) -> Preview:
         if getattr(config.select, name) == AUTO:
             advice = "is estimated by trainings, which --dry-run does not make; give a number"
             raise ConfigError(name, AUTO, advice)
+    check_plans(config)
     corpus = open_corpus(config.corpus)
     understanding = understand(config, corpus)
     for note in understanding.notes:
         logger.info("%s", note)
     baseline = open_baseline(config)
     with cluster(config.run.address) as found:
-        pool = pool_of(config.score, found)
         if baseline is None:
-            return expect(config, corpus, complete(understanding), pool)
+            scanned = scanned_values(understanding.rows.features, understanding.label)
+            return expect(config, corpus, complete(understanding), found, scanned=scanned)
         logger.info("%s", incremental.compare(baseline, corpus).text)
         judged = config
         if not config.model.given:
             judged = config.replace(checkpoint=baseline.proxies, trajectory=baseline.trajectory)
-        return expect(judged, corpus, as_saved(understanding, baseline.plan), pool)
+        saved = as_saved(understanding, baseline.plan)
+        return expect(judged, corpus, saved, found, scanned=0)
 
 
 def tune(config: PruneConfig, command: str = "") -> dict[str, Any]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-import tempfile
-import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,31 +18,23 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from dataprune_ray import schema
-from dataprune_ray.combining import combined_in_memory
+from dataprune_ray.cluster import Cluster
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.cutoff import Block, KeepRule, MemoryPopulation, seeded_hash
-from dataprune_ray.engine import check_models
+from dataprune_ray.costs import Estimate
+from dataprune_ray.cutoff import Block, Counted, KeepRule, MemoryPopulation, seeded_hash
 from dataprune_ray.errors import BadDataError
-from dataprune_ray.fitting import fitted_in_memory
-from dataprune_ray.io.corpus import Corpus, Fragment, SourceFile, Span
-from dataprune_ray.io.rows import RowPlan
-from dataprune_ray.learning import learn_here
-from dataprune_ray.planning import judges, proxy_plans, score_plan
-from dataprune_ray.predicting import engine_for
-from dataprune_ray.scoring import Pool
+from dataprune_ray.estimating import estimates, workload
+from dataprune_ray.io.corpus import Corpus
+from dataprune_ray.judging import is_asked
+from dataprune_ray.probing import Sample, scored_sample
 from dataprune_ray.strategies import compile_rule
-from dataprune_ray.surveying import survey_here
-from dataprune_ray.tasks import run_tasks
-from dataprune_ray.training import TrainResult, fit
+from dataprune_ray.summary import cost_lines
 from dataprune_ray.understanding import Understanding
 
 logger = logging.getLogger("dataprune")
 
-_UNITS = 32
 _SHOWN = 20
 _Z95 = 1.959964
-#: Seconds of a run that do not grow with the corpus: Ray, pools, report.
-_FIXED_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -60,7 +49,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Preview:
-    """The expected outcome of a run."""
+    """The expected outcome of a run; ``estimates`` are of its cluster, then of those planned."""
 
     sampled: int
     bad: int
@@ -74,21 +63,23 @@ class Preview:
     cutoff_high: float | None
     classes: tuple[Share, ...]
     files: tuple[Share, ...]
-    seconds_proxy: float
-    seconds_scoring: float
-    seconds_other: float
+    estimates: tuple[Estimate, ...]
+    unestimated: tuple[str, ...] = ()
 
     @property
     def seconds(self) -> float:
-        """Estimated seconds of the whole run."""
-        return self.seconds_proxy + self.seconds_scoring + self.seconds_other
+        """Estimated seconds of the whole run, here."""
+        return self.estimates[0].seconds
 
     def to_json(self) -> dict[str, Any]:
         """Everything, JSON-ready."""
-        content = {k: v for k, v in vars(self).items() if k not in ("classes", "files")}
+        content = dict(vars(self))
         for name in ("classes", "files"):
             content[name] = [vars(share) for share in getattr(self, name)]
-        return {"preview": {**content, "seconds": self.seconds}}
+        here, *planned = [one.to_json() for one in self.estimates]
+        del content["estimates"]
+        costs = {"cost": here, "planned": planned, "seconds": self.seconds}
+        return {"preview": {**content, **costs}}
 
     def text(self) -> str:
         """The preview that the prune job prints."""
@@ -103,10 +94,9 @@ class Preview:
         if self.cutoff is not None:
             between = f"{self.cutoff_low:.5g} to {self.cutoff_high:.5g}"
             lines.append(f"  cutoff       {self.cutoff:.5g} (95 % interval {between})")
-        lines.append(
-            f"  time         about {self.seconds:,.0f} s: proxy {self.seconds_proxy:,.0f}, "
-            f"scoring {self.seconds_scoring:,.0f}, the rest {self.seconds_other:,.0f}"
-        )
+        lines.append(f"  time         about {self.seconds:,.0f} s")
+        lines += cost_lines(self.estimates)
+        lines += [f"  not in it    {name}" for name in self.unestimated]
         lines += _table("class", self.classes) + _table("file", self.files)
         return "\n".join(lines)
 
@@ -125,101 +115,43 @@ def _table(title: str, shares: tuple[Share, ...]) -> list[str]:
     return lines
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """The scored sample, and what it cost."""
-
-    table: pa.Table
-    score_seconds: float
-    update_seconds: float
-
-
 def expect(
-    config: PruneConfig, corpus: Corpus, understanding: Understanding, pool: Pool
+    config: PruneConfig,
+    corpus: Corpus,
+    understanding: Understanding,
+    found: Cluster,
+    *,
+    scanned: int,
 ) -> Preview:
-    """Score a sample on the cluster and work out what the whole run would give.
+    """Score a sample on the cluster and work out what the whole run would give, and cost.
+
+    ``scanned`` values of each row are what the run reads first, for labels and moments.
 
     Raises:
         BadDataError: no row of the sample can be scored.
     """
-    work = _Work(config, _sample_plan(config, corpus, understanding), understanding)
-    (sample,) = run_tasks(_score_sample, [work], num_cpus=1, num_gpus=config.score.num_gpus)
+    sample = scored_sample(config, corpus, understanding)
     good = sample.table.filter(pa.compute.is_null(sample.table[schema.ERROR]))
     if not good.num_rows:
         errors = sample.table[schema.ERROR].unique().to_pylist()[:3]
         raise BadDataError(f"no row of the sample can be scored: {errors}")
-    return _expected(config, corpus, understanding, pool, sample, good)
-
-
-def _sample_plan(config: PruneConfig, corpus: Corpus, understanding: Understanding) -> RowPlan:
-    """A few row groups (archives: whole ones) spread over the corpus, thinned out by hash."""
-    rng = np.random.default_rng(config.select.seed)
-    spans = [span for file in corpus.files if file.error is None for span in _units(file)]
-    chosen = sorted(rng.permutation(len(spans))[:_UNITS].tolist())
-    fragments = tuple(Fragment(n, (spans[position],)) for n, position in enumerate(chosen))
-    plan = replace(understanding.rows, fragments=fragments)
-    rows = sum(fragment.rows or 0 for fragment in fragments)
-    if rows > config.run.sample_rows:
-        plan = plan.sampled(config.run.sample_rows / rows)
-    return plan
-
-
-def _units(file: SourceFile) -> Iterator[Span]:
-    """The parts of a file that can be read alone."""
-    if file.groups is None:
-        yield Span(file.path)
-        return
-    start = 0
-    for group, rows in enumerate(file.groups):
-        if rows:
-            yield Span(file.path, start, rows, (group, group + 1))
-        start += rows
-
-
-@dataclass(frozen=True)
-class _Work:
-    config: PruneConfig
-    rows: RowPlan
-    understanding: Understanding
-
-
-def _score_sample(work: _Work) -> _Sample:
-    config, understanding = work.config, work.understanding
-    with tempfile.TemporaryDirectory(prefix="dataprune-preview-") as folder:
-        proxies: list[TrainResult] = []
-        update_seconds = 0.0
-        if not config.model.given and understanding.needs_model:
-            proxy, *_ = proxy_plans(config, understanding, folder)
-            proxies = [fit(replace(proxy, rows=work.rows, workers=0))]
-            update_seconds = proxies[0].seconds / proxies[0].updates
-        plan = score_plan(config, understanding, judges(config, proxies), folder)
-        plan = replace(
-            plan, rows=replace(work.rows, extra=plan.rows.extra, digests=plan.rows.digests)
-        )
-        check_models(plan)
-        survey_here(plan)
-        learn_here(plan)
-        engine = engine_for(plan)
-        started = time.perf_counter()
-        parts = [t for f in work.rows.fragments for t in engine.tables(f, plan.layout, set())]
-        seconds = time.perf_counter() - started
-        table = pa.concat_tables(parts) if parts else plan.layout.empty_table()
-        finished = combined_in_memory(plan, fitted_in_memory(plan, table))
-    return _Sample(finished, seconds, update_seconds)
+    return _expected(config, corpus, understanding, found, sample, good, scanned)
 
 
 def _expected(
     config: PruneConfig,
     corpus: Corpus,
     understanding: Understanding,
-    pool: Pool,
-    sample: _Sample,
+    cluster: Cluster,
+    sample: Sample,
     good: pa.Table,
+    scanned: int,
 ) -> Preview:
     labels = np.asarray(good[schema.LABEL].cast(pa.string()).to_pylist(), object)
     block, groups = _block(config, understanding, good, labels)
-    whole = MemoryPopulation([block], groups)
+    whole = Counted(MemoryPopulation([block], groups))
     found = compile_rule(understanding.strategy, whole, config.select, understanding.info)
+    passes = whole.passes
     for text in found.warnings:
         logger.warning("warning: %s", text)
     rule = found.rule
@@ -231,22 +163,28 @@ def _expected(
     ranked = block.take(~rule.screened(block))
     beyond = float(replace(rule, noise=()).apply(ranked).mean()) if ranked.rows else 0.0
     low, high = _cutoff_interval(rule, ranked.need_scores(), beyond)
-    model = config.model
     classes: tuple[Share, ...] = ()
     if understanding.label.task == "classification" and understanding.label.column is not None:
         classes = _named(
             understanding, _shares(labels, kept, rows, {}, understanding.label.classes)
         )
-    updates = model.proxy_epochs * math.ceil(rows * model.proxy_fraction / model.proxy_batch_size)
-    runs = 1 if model.given or understanding.one_run else model.proxy_seeds
-    rounds = math.ceil(runs / max(pool.actors, 1))
-    per_row = sample.score_seconds / max(sample.table.num_rows, 1)
+    expected = round(share * rows)
+    work = workload(
+        config,
+        corpus,
+        understanding,
+        sample,
+        rows=rows,
+        kept=expected,
+        passes=passes,
+        scanned=scanned,
+    )
     return Preview(
         sampled=sample.table.num_rows,
         bad=sample.table.num_rows - good.num_rows,
         rows=rows,
         rows_known=corpus.rows is not None,
-        kept=round(share * rows),
+        kept=expected,
         bytes_saved=round((1.0 - share) * corpus.size),
         explanation=rule.explanation,
         cutoff=rule.cutoffs.get(""),
@@ -254,9 +192,8 @@ def _expected(
         cutoff_high=high,
         classes=classes,
         files=_shares(files, kept, rows, known, tuple(dict.fromkeys(files.tolist()))),
-        seconds_proxy=sample.update_seconds * updates * rounds,
-        seconds_scoring=per_row * rows * runs / max(pool.actors, 1),
-        seconds_other=_FIXED_SECONDS + rows * 2e-6,
+        estimates=estimates(config, work, sample, cluster),
+        unestimated=("the quality pass",) if is_asked(config) else (),
     )
 
 

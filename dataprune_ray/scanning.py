@@ -56,6 +56,16 @@ def needs_scan(features: FeatureSpec, label: LabelSpec) -> bool:
     return open_label or any(not entry.categorical for entry in features.tabular)
 
 
+def scanned_values(features: FeatureSpec, label: LabelSpec) -> int:
+    """Values of each row that `scan` reads: numbers in two passes, classes in one."""
+    if not needs_scan(features, label):
+        return 0
+    numbers = sum(not entry.categorical for entry in features.tabular)
+    if label.column is None or label.classes:
+        return 2 * numbers
+    return 2 * numbers + (2 if label.task == "regression" else 1)
+
+
 def scan(plan: RowPlan) -> tuple[FeatureSpec, LabelSpec]:
     """Complete a plan's features and label from all rows.
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+from dataprune_ray.costs import Estimate, StageCost
 
 
 def text(manifest: dict[str, Any]) -> str:
@@ -76,6 +79,33 @@ def _bytes(size: float) -> str:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
         size /= 1000
     return ""
+
+
+def cost_lines(estimates: Sequence[Estimate]) -> list[str]:
+    """What a run costs: every stage on the first cluster, one line for each of the others."""
+    here, *planned = estimates
+    priced = here.dollars is not None
+    head = f"  {'stage':<13}  {'seconds':>9}  {'core hours':>10}  {'GPU hours':>10}"
+    lines = ["", head + (f"  {'dollars':>9}" if priced else "")]
+    lines += [f"  {stage.name:<13}  {_figures(stage)}" for stage in here.stages]
+    lines += [f"  {'all':<13}  {_figures(here)}"]
+    written = f"{_bytes(here.data_bytes)} of data, {_bytes(here.score_bytes)} of scores and "
+    written += f"{_bytes(here.decision_bytes)} of decisions"
+    lines.append(f"  driver memory about {_bytes(here.driver_bytes)}; writes about {written}")
+    if planned:
+        lines += [
+            "",
+            f"  {'on CPUs, GPUs':<13}{head[15:]}" + (f"  {'dollars':>9}" if priced else ""),
+        ]
+    for one in planned:
+        name = f"{one.shape.cpus:,g}, {one.shape.gpus:,g}"
+        lines.append(f"  {name:<13}  {_figures(one)}")
+    return lines
+
+
+def _figures(of: StageCost | Estimate) -> str:
+    text = f"{of.seconds:>9,.1f}  {of.core_hours:>10,.3f}  {of.gpu_hours:>10,.3f}"
+    return text if of.dollars is None else f"{text}  {of.dollars:>9,.2f}"
 
 
 def comparison_text(found: dict[str, Any]) -> str:

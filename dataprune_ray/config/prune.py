@@ -259,6 +259,16 @@ class RunConfig(Stage):
     address: str | None = Field(None, description="Ray cluster to join; default: a local Ray")
     dry_run: bool = Field(False, description="score a sample and print what a run would do")
     sample_rows: int = Field(2_000, ge=1, description="rows that --dry-run scores")
+    plan_cpus: tuple[int, ...] = Field(
+        (), description="--dry-run also says what clusters of these numbers of CPUs would take"
+    )
+    plan_gpus: int | None = Field(
+        None, ge=1, description="GPUs of each cluster in --plan-cpus; default: as here"
+    )
+    cpu_hour_price: float | None = Field(
+        None, ge=0, description="dollars for a CPU for an hour; --dry-run then shows dollars"
+    )
+    gpu_hour_price: float | None = Field(None, ge=0, description="the same for a GPU")
     list: bool = Field(False, description="print every metric and strategy, and when not to use it")
     status: str | None = Field(
         None, description="an output directory: say what is done of its run and what is left"
@@ -282,6 +292,13 @@ class RunConfig(Stage):
         description="score tables of other runs over the same corpus, as NAME=DIR with DIR a "
         "scores/ folder or an output; formulas name their metrics NAME.metric",
     )
+
+    @field_validator("plan_cpus")
+    @classmethod
+    def _some(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if any(cpus < 1 for cpus in value):
+            raise ValueError("a cluster has one CPU at least")
+        return value
 
 
 class PruneConfig(Job):

@@ -28,6 +28,7 @@ from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key, seede
 from dataprune_ray.cutoff.population import (
     Block,
     Column,
+    Counted,
     MemoryPopulation,
     Population,
     derived,
@@ -59,6 +60,7 @@ __all__ = [
     "Band",
     "Block",
     "Column",
+    "Counted",
     "Cut",
     "End",
     "ExactSum",

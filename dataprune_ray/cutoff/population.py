@@ -289,6 +289,32 @@ def scored_by(population: Population, column: str) -> Population:
     return _Scored(population, column)
 
 
+@dataclass
+class Counted:
+    """A population that counts how often it is passed over: what a rule costs to compile.
+
+    ``passes`` counts the reductions so far; one of a view of this population counts, too.
+    """
+
+    source: Population
+    passes: int = 0
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """See :class:`Population`."""
+        return self.source.groups
+
+    def reduce(
+        self,
+        kernel: Callable[[Block], S],
+        merge: Callable[[S, S], S],
+        columns: frozenset[Column],
+    ) -> S:
+        """See :class:`Population`."""
+        self.passes += 1
+        return self.source.reduce(kernel, merge, columns)
+
+
 def group_column(population: Population) -> frozenset[Column]:
     """The column that tells groups apart, where there are several."""
     return frozenset({"groups"}) if len(population.groups) > 1 else frozenset()

@@ -174,7 +174,7 @@ def test_proxies_are_used_again_and_unknown_labels_are_bad(tmp_path):
     first = run(corpus, tmp_path / "a", **options)
     pq.write_table(image_table(images[:4], labels[:4] + 40, range(4)), corpus / "new.parquet")
     look = expected(corpus, tmp_path / "b", **options, baseline=str(tmp_path / "a"))
-    assert (look.rows, look.bad, look.seconds_proxy) == (604, 4, 0.0)
+    assert (look.rows, look.bad, look.estimates[0].of("train proxy")) == (604, 4, 0.0)
     second = run(corpus, tmp_path / "b", **options, baseline=str(tmp_path / "a"))
     assert look.cutoff == second["rule"]["cutoffs"][""]
     weights = [(tmp_path / n / "proxy" / "seed-0.safetensors").read_bytes() for n in "ab"]

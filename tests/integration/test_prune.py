@@ -456,7 +456,8 @@ def test_preview_is_near_the_run_and_writes_nothing(digits, tmp_path):
     window = preview(settings(digits, tmp_path / "out", **changes, keep=0.1))
     assert (window.cutoff_low, window.cutoff_high) == (ratio.cutoff_low, ratio.cutoff_high)
     trained = preview(settings(digits, tmp_path / "out", checkpoint=[], proxy_epochs=1))
-    assert trained.seconds_proxy > 0
+    assert trained.estimates[0].of("train proxy") > ratio.estimates[0].of("train proxy") == 0.0
+    assert ratio.estimates[0].of("score") > 0
 
 
 def test_what_an_unfinished_run_decided_and_wrote_is_not_done_again(digits, tmp_path, monkeypatch):

@@ -26,7 +26,7 @@ from dataprune_ray.metrics import METRICS
 from dataprune_ray.placing import load_space
 from dataprune_ray.planning import score_plan
 from dataprune_ray.plans import Judges
-from dataprune_ray.preview import _score_sample, _Work
+from dataprune_ray.probing import Probe, probed
 from dataprune_ray.scoring import score_in_tasks
 from dataprune_ray.surveying import _count, survey_here
 from dataprune_ray.understanding import understand
@@ -354,7 +354,12 @@ def test_a_preview_scores_its_sample_with_a_space_of_its_own(tmp_path, table):
         model=replace(understanding.model, label=label),
     )
     rows = understanding.rows.sampled(0.5)
-    found = _score_sample(_Work(config, rows, understanding)).table
+    sample = probed(Probe(config, rows, understanding, rows.fragments[:1]))
+    found = sample.table
+    assert min(sample.rates.decode, sample.rates.survey, sample.rates.second) > 0
+    assert sample.rates.forward == sample.rates.update == 0.0  # no model looks at embeddings
+    assert sample.rates.row_bytes > 0
+    assert sample.checkpoints == 0
     assert 250 < found.num_rows < 350
     for name in SPACED:
         assert found[name].null_count == 0
