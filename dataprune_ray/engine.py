@@ -1,6 +1,7 @@
-"""What a scoring worker does: load the models, turn row batches into score columns, commit files.
+"""What a scoring worker does: read row batches, turn them into score columns, commit files.
 
-Rows are decoded ahead in a thread and every model runs once per batch for all metrics together.
+Rows are decoded ahead in a thread; on a GPU a batch is on its way before the results of the one
+before are collected.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import platform
-from collections.abc import Iterator
-from dataclasses import astuple
-from typing import Any, NamedTuple
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import astuple, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,46 +20,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
 
 from dataprune_ray import schema
 from dataprune_ray.clock import Clock
 from dataprune_ray.cutoff import seeded_hash
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.features import encode_example
+from dataprune_ray.forward import Forward, load_model
 from dataprune_ray.io.checksums import mark
 from dataprune_ray.io.corpus import Fragment
-from dataprune_ray.io.filesystems import atomic_output, read_bytes
+from dataprune_ray.io.filesystems import atomic_output
 from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, ahead, read_rows
-from dataprune_ray.metrics import METRICS, Epoch, ModelOutputs
+from dataprune_ray.metrics import METRICS
 from dataprune_ray.models import (
     FeatureTap,
-    ModelSpec,
-    build_model,
     image_transform,
-    load_state,
-    read_state,
 )
 from dataprune_ray.placing import FEATURES, binary_column, load_space, place
 from dataprune_ray.plans import FragmentCount, ScorePlan
-from dataprune_ray.recipes import autocast
 from dataprune_ray.space import INPUTS
 
-#: Rows below which matrix kernels may round differently: shorter batches are padded up to this.
-_STEADY_ROWS = 32
 _ROWS_PER_GROUP = 65_536
 _BYTES_PER_GROUP = 64 << 20
-
-
-def load_model(spec: ModelSpec, path: str) -> nn.Module:
-    """A model with a checkpoint's weights, on the CPU.
-
-    Raises:
-        ConfigError: the checkpoint cannot be loaded safely or does not fit the model.
-    """
-    model = build_model(spec, spec.label.outputs)
-    load_state(model, read_state(path, read_bytes(path)), path)
-    return model
 
 
 def check_models(plan: ScorePlan) -> None:
@@ -96,33 +80,26 @@ def check_models(plan: ScorePlan) -> None:
             )
 
 
-class _Seen(NamedTuple):
-    """Logits float32 (B, C) and features float32 (B, D), where the model shows any."""
-
-    logits: Tensor
-    features: Tensor | None
-
-
 class Engine:
     """The models on their device, and how a row batch becomes score columns."""
 
-    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
+    def __init__(self, plan: ScorePlan) -> None:
         self.plan = plan
-        self.clock = clock or Clock()
-        self.device = torch.device("cuda" if plan.use_gpu else "cpu")
+        self.clock = Clock()
         encodes = plan.needs or (plan.placed and plan.space.source == INPUTS)
         self.transform = image_transform(plan.model) if encodes else None
         self.space = load_space(plan.space_path) if plan.placed else None
-        self.judges = plan.used
-        self.taps = {path: self._load(path) for path in self.judges.paths}
-        self.autocast = autocast(plan.precision, self.device)
+        self.forward = Forward(plan, self.clock)
 
-    def _load(self, path: str) -> FeatureTap:
-        return FeatureTap(load_model(self.plan.model, path).to(self.device).eval())
+    @property
+    def pass_rows(self) -> int:
+        """Rows of a forward pass; 0 where no model is asked."""
+        return self.forward.sizes.rows if self.forward.taps else 0
 
     def commit(self, fragment: Fragment) -> FragmentCount:
         """Score a fragment and commit its score file."""
         self.clock.take()
+        self.forward.lane.busy()  # of a fragment that failed
         layout = self.plan.layout
         rows = bad = unread = 0
         members: set[str] = set()
@@ -145,9 +122,9 @@ class Engine:
             rows,
             bad,
             tuple(sorted(members)),
-            spent=self.clock.take(),
+            spent=replace(self.clock.take(), busy=self.forward.lane.busy()),
             worker=f"{platform.node()}:{os.getpid()}",
-            batch_rows=self.plan.batch_size if self.judges.paths else 0,
+            batch_rows=self.pass_rows,
         )
 
     def _marks(self, fragment: Fragment) -> dict[str, tuple[int, str, str]]:
@@ -159,18 +136,39 @@ class Engine:
         self, fragment: Fragment, layout: pa.Schema, members: set[str]
     ) -> Iterator[pa.Table]:
         """Score table pieces of a fragment, in row order; ``members`` collects columns seen."""
-        for batch in self._batches(fragment):
+        for batch, columns in self._judged(fragment):
             members.update(batch.members)
-            yield self.table(batch, layout)
+            yield self._table(batch, columns, layout)
 
-    def _batches(self, fragment: Fragment) -> Iterator[RowBatch]:
-        rows = read_rows(self.plan.rows, fragment, self.transform, self.clock)
-        return self.clock.each("wait", ahead(rows))
+    def survey(self, fragment: Fragment) -> Iterator[tuple[RowBatch, npt.NDArray[np.float32]]]:
+        """Batches of a fragment, and the features (m, D) of their good rows."""
+        for batch, columns in self._judged(fragment):
+            yield batch, columns[FEATURES]
+
+    def _judged(self, fragment: Fragment) -> Iterator[tuple[RowBatch, dict[str, Any]]]:
+        """Batches of a fragment with the columns of their good rows, models ahead of results."""
+        rows = read_rows(self.plan.rows, fragment, self.transform, self.clock, self.pass_rows)
+        waiting: deque[tuple[RowBatch, Callable[[], dict[str, Any]]]] = deque()
+        for batch in self.clock.each("wait", ahead(rows)):
+            launched = self.forward.launch(batch.values, batch.targets)
+            waiting.append((batch, launched))
+            while len(waiting) > self.forward.lane.depth:
+                yield self._finished(*waiting.popleft())
+        while waiting:
+            yield self._finished(*waiting.popleft())
+
+    def _finished(
+        self, batch: RowBatch, launched: Callable[[], dict[str, Any]]
+    ) -> tuple[RowBatch, dict[str, Any]]:
+        return batch, self._score(batch, batch.row_hash[batch.good], launched())
 
     def table(self, batch: RowBatch, layout: pa.Schema) -> pa.Table:
         """The score table piece of a batch, with temporary columns, in row order."""
+        launched = self.forward.launch(batch.values, batch.targets)
+        return self._table(*self._finished(batch, launched), layout)
+
+    def _table(self, batch: RowBatch, columns: dict[str, Any], layout: pa.Schema) -> pa.Table:
         good = np.flatnonzero(batch.good)
-        columns = self._score(batch, batch.row_hash[good])
         errors: list[str | None] = [None] * len(batch)
         for position, reason in batch.errors.items():
             errors[position] = reason
@@ -200,7 +198,10 @@ class Engine:
         return pa.Table.from_arrays([_as_array(arrays[n]) for n in layout.names], schema=layout)
 
     def _score(
-        self, batch: RowBatch, row_hash: npt.NDArray[np.uint64]
+        self,
+        batch: RowBatch,
+        row_hash: npt.NDArray[np.uint64],
+        judged: dict[str, npt.NDArray[Any]],
     ) -> dict[str, npt.NDArray[Any]]:
         """Columns of the good rows: metrics float32 (m,), temporary ones, features (m, D)."""
         empty = np.zeros(0, np.float32)
@@ -209,116 +210,17 @@ class Engine:
             columns[schema.OUTPUTS] = np.zeros((0, self.plan.model.label.outputs), np.float32)
         if self.plan.shows_features:
             columns[FEATURES] = np.zeros((0, 1), np.float32)
-        if self.judges.paths:
-            columns |= self.run(batch.values, batch.targets)
+        columns |= judged
         if "random" in columns:
             columns["random"] = uniform(row_hash, self.plan.rows.seed)
         if self.plan.placed:
             columns |= place(self.space, self.plan.model.label, batch, columns.get(FEATURES))
         return columns
 
-    def survey(self, fragment: Fragment) -> Iterator[tuple[RowBatch, npt.NDArray[np.float32]]]:
-        """Batches of a fragment, and the features (m, D) of their good rows."""
-        for batch in self._batches(fragment):
-            yield batch, self._score(batch, batch.row_hash[batch.good])[FEATURES]
-
-    def run(
-        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        """What the models say of encoded rows (m, …) with targets (m,): columns, m values each."""
-        size = self.plan.batch_size
-        parts = [
-            self._forward(values[first : first + size], targets[first : first + size])
-            for first in range(0, len(values), size)
-        ]
-        names = parts[0] if parts else ()
-        return {name: np.concatenate([part[name] for part in parts]) for name in names}
-
-    def _forward(
-        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        rows = len(values)
-        with self.clock.at("copy"):
-            inputs, labels = self._prepared(values, targets)
-        with torch.no_grad(), self.clock.at("model"):
-            seen = {path: self._run(path, inputs) for path in self.judges.models}
-            found = self._dynamics(inputs, labels, seen)
-            if seen:
-                found |= self._statics(self._outputs(inputs, labels, seen))
-            if self.plan.shows_features:
-                features = next(iter(seen.values())).features
-                assert features is not None  # noqa: S101 - see `check_models`
-                found[FEATURES] = features
-        with self.clock.at("back"):
-            return {name: value[:rows].float().cpu().numpy() for name, value in found.items()}
-
-    def _prepared(
-        self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Inputs and known labels on the device, short batches padded with their last row."""
-        padding = min(_STEADY_ROWS, self.plan.batch_size) - len(values)
-        if padding > 0:
-            values = np.concatenate([values, np.repeat(values[-1:], padding, axis=0)])
-            targets = np.concatenate([targets, np.repeat(targets[-1:], padding, axis=0)])
-        known = self.plan.model.label.column is not None
-        labels = _tensor(targets, self.device) if known else None
-        return _tensor(values, self.device), labels
-
-    def _run(self, path: str, inputs: Tensor) -> _Seen:
-        with self.autocast:
-            output, features = self.taps[path](inputs)
-        return _Seen(output.float(), None if features is None else features.float())
-
-    def _dynamics(
-        self, inputs: Tensor, labels: Tensor | None, seen: dict[str, _Seen]
-    ) -> dict[str, Tensor]:
-        """Every checkpoint of the trajectory in turn, none of them twice."""
-        tracks = {name: METRICS[name].track for name in self.plan.dynamic}
-        trackers = {n: track(self.plan.options) for n, track in tracks.items() if track is not None}
-        for path in self.judges.trajectory:
-            judged = seen.get(path) or self._run(path, inputs)
-            epoch = Epoch(judged.logits, labels)
-            for tracker in trackers.values():
-                tracker.add(epoch)
-        return {name: tracker.value() for name, tracker in trackers.items()}
-
-    def _statics(self, outputs: ModelOutputs) -> dict[str, Tensor]:
-        found = {
-            name: score(outputs)
-            for name in self.plan.direct
-            if (score := METRICS[name].score) is not None
-        }
-        if schema.OUTPUTS in self.plan.temporary:
-            found[schema.OUTPUTS] = outputs.logits.mean(dim=0)
-        return found
-
-    def _outputs(
-        self, inputs: Tensor, labels: Tensor | None, seen: dict[str, _Seen]
-    ) -> ModelOutputs:
-        features = [one.features for one in seen.values() if one.features is not None]
-        taps = [self.taps[path] for path in seen]
-        return ModelOutputs(
-            logits=torch.stack([one.logits for one in seen.values()]),
-            labels=labels,
-            features=tuple(features) if len(features) == len(seen) else None,
-            has_bias=taps[0].has_bias,
-            regression=self.plan.model.label.task == "regression",
-            inputs=inputs if "gradients" in self.plan.needs else None,
-            models=tuple(tap.model for tap in taps),
-            options=self.plan.options,
-        )
-
 
 def uniform(row_hash: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.float32]:
     """A number in [0, 1) per row from its identity and the seed: float32 (n,), 24 random bits."""
     return ((seeded_hash(row_hash, seed) >> np.uint64(40)) / 2.0**24).astype(np.float32)
-
-
-def _tensor(values: npt.NDArray[Any], device: torch.device) -> Tensor:
-    if not values.flags.writeable:  # shares the reader's buffer; nothing below writes to it
-        values = values.view()
-    with np.errstate(all="ignore"):
-        return torch.from_numpy(np.ascontiguousarray(values)).to(device, non_blocking=True)
 
 
 def score_column(

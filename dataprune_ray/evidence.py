@@ -19,8 +19,8 @@ import safetensors.numpy
 import torch
 
 from dataprune_ray import schema
-from dataprune_ray.engine import load_model
 from dataprune_ray.errors import BadDataError, ConfigError, StorageError
+from dataprune_ray.forward import load_model
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import (
     atomic_output,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from dataprune_ray import schema
-from dataprune_ray.config import PruneConfig
+from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.features import FeatureSpec
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.metrics import MetricOptions
@@ -23,6 +23,12 @@ def _rows_per_pass(features: FeatureSpec) -> int:
     """A power of two from 32 to 1,024: inputs of a few megabytes, which caches like."""
     fitting = _PASS_BYTES // (4 * math.prod(features.shape))
     return max(32, min(1024, 1 << int(math.log2(max(fitting, 1)))))
+
+
+def _batch_size(config: PruneConfig, features: FeatureSpec) -> int:
+    """Rows of a forward pass, or where a worker that sizes them by itself may start."""
+    given = config.score.batch_size
+    return given if isinstance(given, int) else _rows_per_pass(features)
 
 
 def score_plan(
@@ -46,9 +52,10 @@ def score_plan(
             window=score.dynamics_window,
         ),
         folder=folder,
-        batch_size=config.score.batch_size or _rows_per_pass(understanding.rows.features),
+        batch_size=_batch_size(config, understanding.rows.features),
         precision=config.score.precision,
         use_gpu=config.score.num_gpus > 0,
+        memory_share=min(1.0, score.num_gpus) if score.batch_size == AUTO else 0.0,
         space=SpaceOptions(
             source=score.space,
             density=score.density,

@@ -65,6 +65,7 @@ class ScorePlan:
     batch_size: int = 256
     precision: str = "auto"
     use_gpu: bool = False
+    memory_share: float = 0.0  # of a GPU, that batches are sized to; 0: batch_size rows each
     space: SpaceOptions = field(default_factory=SpaceOptions)
     checksums: bool = False  # noted of the corpus's files, where they are cheap
     learning: Learning | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -12,7 +11,9 @@ import numpy.typing as npt
 import torch
 
 from dataprune_ray.clock import Clock
+from dataprune_ray.devices import Lane
 from dataprune_ray.engine import Engine
+from dataprune_ray.forward import Forward
 from dataprune_ray.io.filesystems import join, read_bytes
 from dataprune_ray.io.rows import RowBatch
 from dataprune_ray.io.splits import Split
@@ -55,10 +56,15 @@ def engine_for(plan: ScorePlan) -> Engine:
 class PredictingEngine(Engine):
     """An engine that fills in the column ``learned``, too."""
 
-    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
-        super().__init__(plan, clock)
+    def __init__(self, plan: ScorePlan) -> None:
+        super().__init__(plan)
         self.sample = sample_of(plan)
-        self.apprentice = Apprentice(plan, self.clock)
+        self.apprentice = Apprentice(plan, self.clock, self.forward.lane)
+
+    @property
+    def pass_rows(self) -> int:
+        """Rows of a forward pass, of the models that the target comes from."""
+        return super().pass_rows or self.apprentice.teacher.sizes.rows
 
     @cached_property
     def learner(self) -> Learner:
@@ -66,9 +72,12 @@ class PredictingEngine(Engine):
         return Learner.from_bytes(read_bytes(learner_path(self.plan.folder)))
 
     def _score(
-        self, batch: RowBatch, row_hash: npt.NDArray[np.uint64]
-    ) -> dict[str, npt.NDArray[np.float32]]:
-        columns = super()._score(batch, row_hash)
+        self,
+        batch: RowBatch,
+        row_hash: npt.NDArray[np.uint64],
+        judged: dict[str, npt.NDArray[Any]],
+    ) -> dict[str, npt.NDArray[Any]]:
+        columns = super()._score(batch, row_hash, judged)
         known = self.sample.admits(row_hash)
         values = np.zeros(len(row_hash), np.float32)
         values[known] = self.apprentice.exact(batch.values[known], batch.targets[known])
@@ -81,13 +90,18 @@ class PredictingEngine(Engine):
 class Apprentice:
     """The models that the target comes from, and judges that have not seen what they judge."""
 
-    def __init__(self, plan: ScorePlan, clock: Clock | None = None) -> None:
+    def __init__(
+        self, plan: ScorePlan, clock: Clock | None = None, lane: Lane | None = None
+    ) -> None:
         if plan.learning is None:
             raise ValueError("the plan has no metric to predict")
         self.target = plan.learning.target
-        self.teacher = Engine(replace(plan, metrics=(self.target,), learning=None), clock)
+        alone = replace(plan, metrics=(self.target,), learning=None)
+        self.teacher = Forward(alone, clock, lane)
         self.splits = [judged_by(plan, judge) for judge in range(JUDGES)]
-        self.judges = [_Judge(plan, judge_path(plan, judge), clock) for judge in range(JUDGES)]
+        self.judges = [
+            _Judge(plan, judge_path(plan, judge), clock, lane) for judge in range(JUDGES)
+        ]
 
     def exact(self, values: npt.NDArray[Any], targets: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
         """The target's exact scores of encoded rows (m, …) with targets (m,): float32 (m,)."""
@@ -117,33 +131,35 @@ class Apprentice:
         return cues, features, judge
 
 
-class _Judge(Engine):
+class _Judge(Forward):
     """One judge: cues and features of rows."""
 
-    def __init__(self, plan: ScorePlan, path: str, clock: Clock | None) -> None:
+    def __init__(self, plan: ScorePlan, path: str, clock: Clock | None, lane: Lane | None) -> None:
         metric = "loss"  # any that looks at models in general: it is not computed
         alone = replace(plan, judges=Judges((path,)), metrics=(metric,), learning=None)
-        super().__init__(alone, clock)
+        super().__init__(alone, clock, lane)
         self.path = path
 
     def __call__(
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Cues (m, d) and features (m, D) of m > 0 rows; outputs where the model shows none."""
-        cues, features = zip(*self._looks(values, targets), strict=True)
+
+        def look(part: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+            return self._look(values[part], targets[part])
+
+        looks = [found for _, found in self.sizes.parts(len(values), values.shape[1:], look)]
+        cues, features = zip(*looks, strict=True)
         return np.concatenate(cues), np.concatenate(features)
 
-    def _looks(
+    def _look(
         self, values: npt.NDArray[Any], targets: npt.NDArray[Any]
-    ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        size = self.plan.batch_size
-        for first in range(0, len(values), size):
-            part = slice(first, first + size)
-            rows = len(values[part])
-            with self.clock.at("copy"):
-                inputs, labels = self._prepared(values[part], targets[part])
-            with torch.no_grad(), self.clock.at("model"):
-                seen = self._run(self.path, inputs)
-                outputs = self._outputs(inputs, labels, {self.path: seen})
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        rows = len(values)
+        with self.clock.at("copy"):
+            inputs, labels = self.prepared(values, targets, self.steady_rows)
+        with torch.no_grad(), self.clock.at("model"), self.lane.working():
+            seen = self.see(self.path, inputs)
+            outputs = self.outputs(inputs, labels, {self.path: seen})
             features = seen.logits if seen.features is None else seen.features
-            yield cues_of(outputs)[:rows], features[:rows].cpu().numpy()
+            return cues_of(outputs)[:rows], features[:rows].cpu().numpy()

@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from dataprune_ray.engine import Engine, load_model
+from dataprune_ray.engine import Engine
 from dataprune_ray.errors import BadDataError
 from dataprune_ray.features import encode_example
+from dataprune_ray.forward import load_model
 from dataprune_ray.io import READ_ERRORS, get_reader
 from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import exists, redact, write_bytes

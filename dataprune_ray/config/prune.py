@@ -169,8 +169,10 @@ class ScoreConfig(Stage):
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the forward pass; auto: bfloat16 on a GPU, float32 on a CPU"
     )
-    batch_size: int | None = Field(
-        None, ge=1, description="rows per forward pass; default: by the size of a row"
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto",
+        description="rows per forward pass; auto: on a GPU doubled while that is faster and fits, "
+        "on a CPU by the size of a row; halved where memory runs out",
     )
     actors: int | None = Field(None, ge=1, description="scoring actors; default: from the cluster")
     num_gpus: float = Field(0.0, ge=0, description="GPUs per scoring actor; fractions share one")

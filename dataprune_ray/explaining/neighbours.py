@@ -23,12 +23,12 @@ from pydantic import TypeAdapter
 from dataprune_ray import schema
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.cutoff import seeded_hash
-from dataprune_ray.engine import load_model
 from dataprune_ray.errors import BadDataError, ConfigError, DataPruneError
 from dataprune_ray.explaining.locating import Located
 from dataprune_ray.explaining.records import Nearest, Neighbour
 from dataprune_ray.explaining.runs import FinishedRun, in_shares
 from dataprune_ray.features import FeatureSpec, encode
+from dataprune_ray.forward import load_model
 from dataprune_ray.io import READ_ERRORS, get_reader, open_corpus
 from dataprune_ray.io.corpus import Span
 from dataprune_ray.io.filesystems import exists, join, open_input, read_bytes, redact

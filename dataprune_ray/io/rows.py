@@ -161,11 +161,25 @@ def read_rows(
     fragment: Fragment,
     transform: Callable[[Any], Any] | None = None,
     clock: Clock | None = None,
+    pass_rows: int = 0,
 ) -> Iterator[RowBatch]:
-    """Every row of a fragment in order, encoded; ``clock`` counts seconds to read and decode."""
+    """Every row of a fragment in order, encoded.
+
+    ``clock`` counts the seconds that reading and decoding take. Batches are made to hold a
+    multiple of ``pass_rows``, so that a model that takes as many at once seldom runs half empty.
+    """
     clock = clock or Clock()
+    size = batch_rows(plan.features, pass_rows)
     for span in fragment.spans:
-        yield from _read_span(plan, span, transform, clock)
+        yield from _read_span(plan, span, transform, clock, size)
+
+
+def batch_rows(features: FeatureSpec, pass_rows: int = 0) -> int:
+    """Rows that are read at a time: about `_BATCH_BYTES`, and a multiple of ``pass_rows``."""
+    rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(features.row_bytes, 1)))
+    if not pass_rows:
+        return rows
+    return max(rows // pass_rows, 1) * pass_rows
 
 
 def columns_to_read(plan: RowPlan) -> list[str]:
@@ -178,15 +192,18 @@ def columns_to_read(plan: RowPlan) -> list[str]:
 
 
 def _read_span(
-    plan: RowPlan, span: Span, transform: Callable[[Any], Any] | None, clock: Clock
+    plan: RowPlan,
+    span: Span,
+    transform: Callable[[Any], Any] | None,
+    clock: Clock,
+    size: int,
 ) -> Iterator[RowBatch]:
     if span.error is not None:
         yield from _failed(plan, span, 0, span.error)
         return
     reader = get_reader(plan.format)
     columns = columns_to_read(plan)
-    batch_rows = max(32, min(_MOST_ROWS, _BATCH_BYTES // max(plan.features.row_bytes, 1)))
-    batches = clock.each("read", reader.read(plan.root, span, columns, batch_rows))
+    batches = clock.each("read", reader.read(plan.root, span, columns, size))
     repeats = Repeats()
     done = 0
     while True:
