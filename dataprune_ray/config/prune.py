@@ -180,6 +180,13 @@ class ScoreConfig(Stage):
         "1%", description="bad rows allowed: a share (1%% or 0.01) or a number of rows"
     )
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError("above 1, an actor takes a whole number of GPUs")
+        return value
+
     @field_validator("max_bad_rows", mode="before")
     @classmethod
     def _limit(cls, value: object) -> str:
