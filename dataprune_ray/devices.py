@@ -7,6 +7,7 @@ On a CPU there is nothing to move.
 
 from __future__ import annotations
 
+import platform
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from dataprune_ray.errors import ConfigError
 
 #: Of the memory that is free: the rest is for what other batches need more of.
 _SPARE = 0.8
@@ -176,9 +179,22 @@ class CudaLane(Lane):
         return began.elapsed_time(ended) / 1000, int(peak - before)
 
 
-def lane_of(device: torch.device) -> Lane:
-    """The way to a device."""
-    return CudaLane(device) if device.type == "cuda" else Lane(device)
+def lane_of(*, gpu: bool) -> Lane:
+    """The way to this process's GPU, or to the CPU.
+
+    Raises:
+        ConfigError: there is no GPU that torch could use.
+    """
+    if not gpu:
+        return Lane(torch.device("cpu"))
+    if not torch.cuda.is_available():
+        raise ConfigError(
+            "num_gpus",
+            "above 0",
+            f"torch {torch.__version__} finds no CUDA device on {platform.node()}: check its "
+            "driver and that torch is a CUDA build, or leave --num-gpus out",
+        )
+    return CudaLane(torch.device("cuda", torch.cuda.current_device()))
 
 
 def _shared(values: npt.NDArray[Any]) -> Tensor:

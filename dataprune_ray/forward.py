@@ -68,7 +68,7 @@ class Forward:
     ) -> None:
         self.plan = plan
         self.clock = clock or Clock()
-        self.lane = lane or lane_of(torch.device("cuda" if plan.use_gpu else "cpu"))
+        self.lane = lane or lane_of(gpu=plan.use_gpu)
         self.judges = plan.used
         self.taps = {path: self._load(path) for path in self.judges.paths}
         self.autocast = autocast(plan.precision, self.lane.device)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.devices import CudaLane, Lane, packed, unpacked
+from dataprune_ray.devices import CudaLane, Lane, lane_of, packed, unpacked
 from dataprune_ray.engine import Engine
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.forward import Forward
@@ -236,6 +236,13 @@ def test_batches_are_sized_to_a_gpu_where_they_are_not_given(corpus, cuda, gpus,
     # Timed by the fake events every batch takes a second, so that only memory stops the search.
     assert engine.pass_rows == (64 if share else plan.batch_size)
     assert scores_of(engine).keys() == set(METRICS)
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"finds no CUDA device on .* leave --num-gpus out"):
+        lane_of(gpu=True)
+    assert lane_of(gpu=False).device.type == "cpu"
 
 
 @pytest.mark.parametrize("model", ["small_cnn", "linear"])
