@@ -137,7 +137,7 @@ def probed(probe: Probe) -> Sample:
         learn=learn / rows if plan.learning is not None else 0.0,
         second=second / rows if plan.fitted or plan.expressions else 0.0,
     )
-    return Sample(finished, rates, encoded, len(engine.judges.paths))
+    return Sample(finished, rates, encoded, len(engine.forward.judges.paths))
 
 
 def _timed(work: Callable[[], T]) -> tuple[float, T]:
@@ -182,7 +182,7 @@ def _rates(plan: ScorePlan, engine: Engine, whole: Sequence[Fragment]) -> tuple[
         encoded += batch.values.nbytes
     seconds, size = _written(tables)
     count = max(done, 1)
-    passes = max(len(engine.judges.paths), 1)
+    passes = max(len(engine.forward.judges.paths), 1)
     return Rates(
         decode=decode / count,
         forward=forward / count / passes,
@@ -194,9 +194,9 @@ def _rates(plan: ScorePlan, engine: Engine, whole: Sequence[Fragment]) -> tuple[
 
 def _forward(engine: Engine, batch: RowBatch) -> float:
     """Seconds of all models on the good rows of a batch."""
-    if not engine.judges.paths or not len(batch.values):
+    if not engine.forward.judges.paths or not len(batch.values):
         return 0.0
-    seconds, _ = _timed(lambda: engine.run(batch.values, batch.targets))
+    seconds, _ = _timed(lambda: engine.forward.run(batch.values, batch.targets))
     return seconds
 
 
