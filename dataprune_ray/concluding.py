@@ -119,7 +119,7 @@ def _notes(
             f"The losses of {', '.join(weighted)} are weighted by the inverse probability with "
             "which each row was drawn (--use-weights), over their mean."
         )
-    if subject.manifest["settings"].get("scores"):
+    if any(subject.manifest["settings"].get(name) for name in ("scores", "with_scores")):
         yield "The cut was made from another run's scores; what they cost is not counted."
     if config.arms.test is None:
         if subject.config.model.given:
