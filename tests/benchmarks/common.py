@@ -13,10 +13,15 @@ from typing import Any
 
 
 def report(name: str, **figures: Any) -> None:
-    """Print one benchmark's figures as one JSON line."""
-    rounded = {key: float(f"{v:.4g}") if isinstance(v, float) else v for key, v in figures.items()}
-    sys.stdout.write(json.dumps({"benchmark": name, **rounded}) + "\n")
+    """Print one benchmark's figures as one JSON line, floats to four digits."""
+    sys.stdout.write(json.dumps({"benchmark": name, **_rounded(figures)}) + "\n")
     sys.stdout.flush()
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
 def interleaved(
