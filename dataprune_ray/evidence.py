@@ -19,6 +19,8 @@ import safetensors.numpy
 import torch
 
 from dataprune_ray import schema
+from dataprune_ray.batching import BatchSize
+from dataprune_ray.devices import lane_of
 from dataprune_ray.errors import BadDataError, ConfigError, StorageError
 from dataprune_ray.forward import load_model
 from dataprune_ray.io.corpus import Fragment
@@ -94,10 +96,10 @@ class Models:
 
     def __init__(self, plan: JudgePlan) -> None:
         torch.set_num_threads(1)
-        self.device = torch.device("cuda" if plan.use_gpu else "cpu")
-        self.size = plan.batch_size
+        self.lane = lane_of(gpu=plan.use_gpu)
+        self.sizes = BatchSize(plan.batch_size, plan.model.name, self.lane.release)
         self.taps = [
-            FeatureTap(load_model(plan.model, fold.checkpoint).to(self.device).eval())
+            FeatureTap(self.lane.place(load_model(plan.model, fold.checkpoint)).eval())
             for fold in plan.folds
         ]
         self.name = plan.model.name
@@ -108,27 +110,35 @@ class Models:
         """Probabilities (n, C) and normalised features (n, D) of encoded rows (n, …), n >= 1.
 
         Raises:
-            ConfigError: the model shows no penultimate features.
+            ConfigError: the model shows no penultimate features, or memory does not suffice for a
+                single row.
         """
-        outputs, features = [], []
-        for first in range(0, len(values), self.size):
-            part = values[first : first + self.size]
-            rows = len(part)
-            if rows < _STEADY_ROWS:
-                part = np.concatenate([part, np.repeat(part[-1:], _STEADY_ROWS - rows, axis=0)])
-            with torch.no_grad():
-                inputs = torch.from_numpy(np.array(part)).to(self.device)
-                output, seen = self.taps[fold](inputs)
-            if seen is None:
-                raise ConfigError(
-                    "quality",
-                    True,
-                    f"needs penultimate features; {self.name} has no linear layer or "
-                    "forward_features",
-                )
-            outputs.append(torch.softmax(output.double(), dim=1)[:rows].float().cpu().numpy())
-            features.append(seen[:rows].float().cpu().numpy())
+
+        def look(part: slice) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+            return self._look(fold, values[part])
+
+        parts = [found for _, found in self.sizes.parts(len(values), values.shape[1:], look)]
+        outputs, features = zip(*parts, strict=True)
         return np.concatenate(outputs), normalised(np.concatenate(features))
+
+    @torch.no_grad()
+    def _look(
+        self, fold: int, part: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        rows = len(part)
+        padding = min(_STEADY_ROWS, self.sizes.rows) - rows
+        if padding > 0:
+            part = np.concatenate([part, np.repeat(part[-1:], padding, axis=0)])
+        tap = self.taps[fold]
+        output, seen = tap(self.lane.lay_out(self.lane.send(np.array(part)), tap.model))
+        if seen is None:
+            raise ConfigError(
+                "quality",
+                True,
+                f"needs penultimate features; {self.name} has no linear layer or forward_features",
+            )
+        chances = torch.softmax(output.double(), dim=1)[:rows].float()
+        return chances.cpu().numpy(), seen[:rows].float().cpu().numpy()
 
 
 def read_reference(path: str) -> Reference:

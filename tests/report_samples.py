@@ -8,6 +8,7 @@ import io
 import numpy as np
 from PIL import Image
 
+from dataprune_ray.clock import Scoring, Spent
 from dataprune_ray.inference import costs, judge, summarise
 from dataprune_ray.quality import Leakage, Quality
 from dataprune_ray.report import (
@@ -123,6 +124,7 @@ def hostile(text):
         bad_reasons=((text, 3),),
         bad_examples=(BadRow(text, 1, text, text), BadRow(text, None, None, text)),
         stages=((text, 1.0),),
+        scoring=Scoring(16, 2, Spent(total=3.0, wait=2.0, decode=2.5, busy=0.5), (256,)),
         settings=((text, text),),
         outputs=((text, text),),
         warnings=(text,),

@@ -13,6 +13,7 @@ from dataprune_ray.config import PruneConfig
 from dataprune_ray.devices import CudaLane, Lane, lane_of, packed, unpacked
 from dataprune_ray.engine import Engine
 from dataprune_ray.errors import ConfigError
+from dataprune_ray.evidence import Models
 from dataprune_ray.forward import Forward
 from dataprune_ray.io import open_corpus
 from dataprune_ray.io.rows import batch_rows
@@ -65,14 +66,14 @@ def scores_of(engine):
     return {name: table[name].to_numpy() for name in METRICS}
 
 
-def fail_above(engine, rows, error):
-    """Have the engine's models run out of memory above so many rows."""
+def fail_above(taps, rows, error):
+    """Have models run out of memory above so many rows."""
 
     def check(_, inputs):
         if inputs[0].ndim == 4 and len(inputs[0]) > rows:
             raise error
 
-    for tap in engine.forward.taps.values():
+    for tap in taps:
         tap.model.register_forward_pre_hook(check)
 
 
@@ -87,7 +88,7 @@ def test_scores_are_the_same_where_memory_runs_out(corpus, limit, left, error):
     plan = plan_of(corpus, batch_size=256)
     expected = scores_of(Engine(plan))
     engine = Engine(plan)
-    fail_above(engine, limit, error)
+    fail_above(engine.forward.taps.values(), limit, error)
     found = scores_of(engine)
     for name in METRICS:
         assert found[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5), name
@@ -99,9 +100,23 @@ def test_scores_are_the_same_where_memory_runs_out(corpus, limit, left, error):
 
 def test_a_row_too_large_for_the_memory_is_an_error(corpus):
     engine = Engine(plan_of(corpus, batch_size=8))
-    fail_above(engine, 0, torch.OutOfMemoryError("CUDA out of memory"))
+    fail_above(engine.forward.taps.values(), 0, torch.OutOfMemoryError("CUDA out of memory"))
     with pytest.raises(ConfigError, match="single row of 3 x 12 x 12: CUDA out of memory"):
         scores_of(engine)
+
+
+def test_models_of_the_quality_pass_shrink_their_batches(corpus):
+    plan = plan_of(corpus)
+    folds = [SimpleNamespace(checkpoint=path) for path in plan.judges.models]
+    told = SimpleNamespace(use_gpu=False, batch_size=64, model=plan.model, folds=folds)
+    values = np.random.default_rng(0).integers(0, 256, (100, 3, 12, 12), np.uint8)
+    expected = Models(told).run(1, values)
+    models = Models(told)
+    fail_above(models.taps, 20, torch.OutOfMemoryError("CUDA out of memory"))
+    for found, known in zip(models.run(1, values), expected, strict=True):
+        assert found == pytest.approx(known, rel=1e-4, abs=1e-5)
+    assert models.sizes.rows == 16
+    torch.testing.assert_close(expected[0].sum(axis=1), np.ones(100, np.float32))
 
 
 class Cuda:
@@ -232,7 +247,7 @@ def test_batches_are_sized_to_a_gpu_where_they_are_not_given(corpus, cuda, gpus,
     assert plan_of(corpus, num_gpus=gpus, batch_size=40).memory_share == 0.0
     engine = queued(replace(plan, use_gpu=False), cuda)
     limit = 100
-    fail_above(engine, limit, torch.OutOfMemoryError("CUDA out of memory"))
+    fail_above(engine.forward.taps.values(), limit, torch.OutOfMemoryError("CUDA out of memory"))
     # Timed by the fake events every batch takes a second, so that only memory stops the search.
     assert engine.pass_rows == (64 if share else plan.batch_size)
     assert scores_of(engine).keys() == set(METRICS)
