@@ -141,9 +141,16 @@ def build(cls: type[C], values: Mapping[str, Any]) -> C:
     try:
         return cls.model_validate(nested)
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
         field = str(first["loc"][1] if len(first["loc"]) > 1 else first["loc"][0])
-        raise ConfigError(field, first.get("input"), first["msg"]) from None
+        words = [e["ctx"]["expected"] for e in others if _names_words(e, first["loc"])]
+        advice = ", or ".join([first["msg"], *words])
+        raise ConfigError(field, first.get("input"), advice) from None
+
+
+def _names_words(error: Mapping[str, Any], place: tuple[int | str, ...]) -> bool:
+    """Whether an error says which words the field at a place takes besides numbers."""
+    return bool(error["type"] == "literal_error" and error["loc"][:2] == place[:2])
 
 
 def read_yaml(path: str) -> dict[str, Any]:

@@ -180,6 +180,11 @@ class ScoreConfig(Stage):
         "1%", description="bad rows allowed: a share (1%% or 0.01) or a number of rows"
     )
 
+    @field_validator("batch_size", mode="before")
+    @classmethod
+    def _unset(cls, value: object) -> object:
+        return "auto" if value is None else value  # as a settings file leaves it open
+
     @field_validator("num_gpus")
     @classmethod
     def _whole(cls, value: float) -> float:

@@ -125,6 +125,19 @@ def test_a_value_out_of_range_is_named(field, value):
     assert str(error).startswith(f"{field}=")
 
 
+@pytest.mark.parametrize("field", ["batch_size", "beta", "noise_cut"])
+def test_a_number_or_a_word_names_both(field):
+    said = str(refusal(**{field: "many"}))
+    assert "number" in said or "integer" in said
+    assert said.endswith(", or 'auto'")
+
+
+def test_a_batch_size_that_is_left_open_is_found():
+    for value in ("auto", None):
+        assert PruneConfig.from_flat({"batch_size": value}).score.batch_size == "auto"
+    assert PruneConfig.from_flat({"batch_size": "64"}).score.batch_size == 64
+
+
 @pytest.mark.parametrize("value", [(0.0,), (0.5, -1.0), (float("nan"),), (float("inf"),)])
 def test_deviations_are_positive(value):
     error = refusal(std=value)
