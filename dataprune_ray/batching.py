@@ -44,6 +44,7 @@ class BatchSize:
 
     def __init__(self, rows: int, model: str, release: Callable[[], None]) -> None:
         self.rows = rows
+        self.asked = rows
         self.model = model
         self._release = release
 

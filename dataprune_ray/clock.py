@@ -111,16 +111,23 @@ class Scoring:
     workers: int
     spent: Spent
     batch_rows: tuple[int, ...] = ()  # rows of a forward pass, every size that a worker ended with
+    halved: bool = False  # whether memory ran out somewhere
 
     @classmethod
     def of(
-        cls, rows: int, workers: Iterable[str], spent: Sequence[Spent], sizes: Iterable[int]
+        cls,
+        rows: int,
+        workers: Iterable[str],
+        spent: Sequence[Spent],
+        sizes: Iterable[int],
+        *,
+        halved: bool = False,
     ) -> Scoring | None:
         """The sum over fragments; None where none was scored."""
         if not spent:
             return None
         known = tuple(sorted({size for size in sizes if size}))
-        return cls(rows, len(set(workers)), sum(spent, Spent()), known)
+        return cls(rows, len(set(workers)), sum(spent, Spent()), known, halved)
 
     @property
     def rate(self) -> float:
@@ -187,6 +194,7 @@ class Scoring:
             "workers": self.workers,
             "rows_per_second_per_worker": round(self.rate, 1),
             "batch_rows": list(self.batch_rows),
+            "batches_halved": self.halved,
             "gpu_busy": None if self.busy is None else round(self.busy, 4),
             "seconds": {k: None if v is None else round(v, 3) for k, v in seconds.items()},
             "bottleneck": self.bottleneck,

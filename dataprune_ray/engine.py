@@ -92,6 +92,11 @@ class Engine:
         self.forward = Forward(plan, self.clock)
 
     @property
+    def passes(self) -> tuple[Forward, ...]:
+        """All models that rows go through."""
+        return (self.forward,)
+
+    @property
     def pass_rows(self) -> int:
         """Rows of a forward pass; 0 where no model is asked."""
         return self.forward.sizes.rows if self.forward.taps else 0
@@ -125,6 +130,7 @@ class Engine:
             spent=replace(self.clock.take(), busy=self.forward.lane.busy()),
             worker=f"{platform.node()}:{os.getpid()}",
             batch_rows=self.pass_rows,
+            halved=any(each.sizes.rows < each.sizes.asked for each in self.passes),
         )
 
     def _marks(self, fragment: Fragment) -> dict[str, tuple[int, str, str]]:

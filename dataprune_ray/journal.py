@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from dataprune_ray import telemetry
+from dataprune_ray.clock import Scoring
 
 logger = logging.getLogger("dataprune")
 
@@ -19,6 +20,7 @@ class Journal:
 
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    scoring: Scoring | None = None  # where rows were scored by this run
     run: str | None = None  # tag of the metrics, from when Ray is there to take them
 
     @contextmanager
@@ -29,6 +31,19 @@ class Journal:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         if self.run is not None:
             telemetry.set_stage_seconds(self.run, name, self.seconds[name])
+
+    def scored(self, scoring: Scoring | None) -> None:
+        """Note how scoring went, and say it; None where this run scored nothing."""
+        self.scoring = scoring
+        if scoring is None:
+            return
+        logger.info("%s", scoring.line())
+        if scoring.halved:
+            sizes = " or ".join(f"{size:,}" for size in scoring.batch_rows)
+            self.warn(
+                f"memory ran out while rows were scored: their batches went on with {sizes} rows; "
+                "--batch-size of as many saves the attempts"
+            )
 
     def warn(self, text: str) -> None:
         """Say it now, and again in the report and the manifest."""

@@ -212,6 +212,7 @@ def _scored(
         counts, corpus, scores = stages.score_rows(
             config, corpus, understanding, proxies, output, found, reuse
         )
+    journal.scored(scoring_of(counts))
     stages.check_bad_rows(config, output, counts, journal)
     understanding = stages.with_groups(understanding, corpus.fragments, scores)
     learned = stages.learned(understanding, scores, journal)
@@ -292,7 +293,7 @@ def _prune_on(
             rescue=rescue,
             estimated=estimated,
             learned=scored.learned,
-            scoring=scoring_of(scored.counts),
+            scoring=journal.scoring,
         )
         stages.write_report(outcome, table, plan.metric, marks)
     remove_leftovers(output.root, ("data", "scores", "decisions", "quarantine", "proxy", "quality"))

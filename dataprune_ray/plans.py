@@ -155,8 +155,9 @@ class ScorePlan:
 class FragmentCount:
     """What one scored fragment reports.
 
-    ``spent`` are the seconds that it took and ``batch_rows`` the rows of a forward pass; a
-    ``reused`` fragment, whose scores were there before, has neither.
+    ``spent`` are the seconds that it took, ``batch_rows`` the rows of a forward pass, and it is
+    ``halved`` where memory did not suffice for more. A ``reused`` fragment, whose scores were there
+    before, has none of these.
     """
 
     index: int
@@ -167,6 +168,7 @@ class FragmentCount:
     spent: Spent | None = None
     worker: str = ""
     batch_rows: int = 0
+    halved: bool = False
 
     def to_json(self) -> str:
         """As text, for the way back from a worker."""
@@ -189,4 +191,5 @@ def scoring_of(counts: Iterable[FragmentCount]) -> Scoring | None:
         (count.worker for count in fresh),
         [count.spent for count in fresh if count.spent is not None],
         (count.batch_rows for count in fresh),
+        halved=any(count.halved for count in fresh),
     )

@@ -62,6 +62,11 @@ class PredictingEngine(Engine):
         self.apprentice = Apprentice(plan, self.clock, self.forward.lane)
 
     @property
+    def passes(self) -> tuple[Forward, ...]:
+        """Those of the other metrics, the teacher and the judges."""
+        return (self.forward, self.apprentice.teacher, *self.apprentice.judges)
+
+    @property
     def pass_rows(self) -> int:
         """Rows of a forward pass, of the models that the target comes from."""
         return super().pass_rows or self.apprentice.teacher.sizes.rows

@@ -38,7 +38,7 @@ from dataprune_ray.joining import join_scores, shared_fragments
 from dataprune_ray.journal import Journal
 from dataprune_ray.learning import agreement_in, warning_of
 from dataprune_ray.planning import judges, score_plan
-from dataprune_ray.plans import FragmentCount, scoring_of
+from dataprune_ray.plans import FragmentCount
 from dataprune_ray.progress import Progress
 from dataprune_ray.quality import Quality
 from dataprune_ray.quality.rescue import Rescue
@@ -154,9 +154,6 @@ def score_rows(
         lambda count: progress.add(count.rows, reused=count.reused),
         foreign=config.run.scores is not None,
     )
-    timed = scoring_of(counts)
-    if timed is not None:
-        logger.info("%s", timed.line())
     if config.run.scores is None:
         joined, columns = understanding.joined, understanding.joined_columns
         counts = join_scores(plan, joined, columns, counts)

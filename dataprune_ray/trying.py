@@ -36,6 +36,7 @@ def write(
         "settings": without_secrets(config.flat()),
         "versions": versions(),
         "seconds": {name: round(value, 3) for name, value in journal.seconds.items()},
+        "scoring": None if journal.scoring is None else journal.scoring.to_json(),
         "command": command,
         "output": redact(output.root),
     }

@@ -1,4 +1,5 @@
 import json
+import logging
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +12,7 @@ from dataprune_ray.clock import Clock, Scoring, Spent
 from dataprune_ray.config import PruneConfig
 from dataprune_ray.engine import Engine
 from dataprune_ray.io import open_corpus
+from dataprune_ray.journal import Journal
 from dataprune_ray.models import build_model, core_of
 from dataprune_ray.planning import judges, score_plan
 from dataprune_ray.plans import FragmentCount, scoring_of
@@ -120,6 +122,24 @@ def test_counts_travel_as_text_and_reused_ones_are_not_timed():
     assert (scoring.rows, scoring.workers, scoring.batch_rows) == (140, 2, (32, 64))
     assert scoring.rate == pytest.approx(28.0)
     assert scoring.to_json()["rows_per_second_per_worker"] == 28.0
+
+
+def test_the_journal_warns_where_memory_ran_out(caplog):
+    caplog.set_level(logging.INFO, "dataprune")
+    journal = Journal()
+    journal.scored(None)
+    assert (journal.scoring, caplog.messages) == (None, [])
+    counts = [
+        FragmentCount(i, 10, 0, spent=Spent(total=1.0), batch_rows=64 >> i, halved=i == 1)
+        for i in range(2)
+    ]
+    journal.scored(scoring_of(counts[:1]))
+    assert not journal.warnings
+    assert "64 rows a forward pass" in caplog.messages[-1]
+    journal.scored(scoring_of(counts))
+    assert journal.scoring.to_json()["batches_halved"] is True
+    (warning,) = journal.warnings
+    assert "their batches went on with 32 or 64 rows" in warning
 
 
 def test_the_page_shows_every_part_and_no_gpu_where_there_is_none():

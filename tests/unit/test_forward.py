@@ -96,6 +96,8 @@ def test_scores_are_the_same_where_memory_runs_out(corpus, limit, left, error):
     (fragment,) = plan.rows.fragments
     count = engine.commit(fragment)
     assert (count.rows, count.bad, count.batch_rows) == (ROWS, 0, left)
+    assert count.halved
+    assert not Engine(plan).commit(fragment).halved
 
 
 def test_a_row_too_large_for_the_memory_is_an_error(corpus):
