@@ -34,6 +34,7 @@ class WritePlan:
     """What every writing task is told; ``quality`` is read where there is a ``rescue``.
 
     ``group_column`` of the score table has the rule's groups; None where it has none.
+    ``compression``, ``group_rows`` and ``dictionary`` are as in `dataprune_ray.io.copying.Style`.
     """
 
     root: str
@@ -50,6 +51,7 @@ class WritePlan:
     rescue: Rescue | None = None
     compression: str = "snappy"
     group_rows: int = 65_536
+    dictionary: tuple[str, ...] | bool = True
 
     @property
     def layout(self) -> pa.Schema:

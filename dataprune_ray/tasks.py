@@ -77,7 +77,12 @@ def task_cpus() -> float:
 
 def in_flight() -> int:
     """How many tasks are submitted at a time: enough to keep the cluster busy."""
-    return 4 * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return 4 * cluster_cpus()
+
+
+def cluster_cpus() -> int:
+    """CPUs of the whole cluster, at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def _next_result(pending: list[Any], ready: list[Any]) -> Any:

@@ -1,7 +1,8 @@
 """Keep rule to pruned dataset: parts of even size, copied from the source files.
 
 From the kept rows of every fragment the rows are dealt to parts in corpus order; each part is an
-independent task that reads what it covers and copies rows: no value is decoded and encoded again.
+independent task that reads what it covers and copies rows: no image is decoded and encoded again.
+Where there are fewer parts than CPUs, a task has several threads; its part's bytes are the same.
 """
 
 from __future__ import annotations
@@ -25,6 +26,21 @@ from dataprune_ray import schema
 from dataprune_ray.deciding import WritePlan
 from dataprune_ray.errors import BadDataError, StorageError
 from dataprune_ray.io import READ_ERRORS, get_reader
+from dataprune_ray.io.copying import (
+    GROUP_BYTES,
+    Piece,
+    Source,
+    Style,
+    cannot_copy,
+    chosen,
+    conform,
+    in_order,
+    is_movable,
+    open_source,
+    pieces_of,
+    plan_units,
+    produce,
+)
 from dataprune_ray.io.corpus import Corpus, Fragment, Span
 from dataprune_ray.io.filesystems import (
     atomic_output,
@@ -37,11 +53,13 @@ from dataprune_ray.io.filesystems import (
     write_bytes,
 )
 from dataprune_ray.io.leftovers import remove_other_parts
-from dataprune_ray.io.parquet import compression_of
-from dataprune_ray.tasks import run_tasks
+from dataprune_ray.io.parquet import compression_of, dictionaries_of
+from dataprune_ray.io.rowgroups import Footer, Joiner, RowGroup
+from dataprune_ray.tasks import cluster_cpus, run_tasks
 
 _BATCH_ROWS = 4096
-_GROUP_BYTES = 64 << 20
+_MOST_THREADS = 4  # of a task
+_READ_AHEAD = 2  # decision files
 #: Requests to a store at a time.
 _THREADS = 16
 
@@ -123,49 +141,48 @@ def write_parts(
     """
     remove_other_parts(join(plan.output, "data"), {part.name for part in parts})
     plan = replace(plan, **_source_style(corpus))
+    threads = min(_MOST_THREADS, max(1, cluster_cpus() // max(1, len(parts))))
     written = {}
-    for result in run_tasks(partial(_write_part, plan), parts):
+    for result in run_tasks(partial(_write_part, plan, threads=threads), parts):
         written[result.path] = result
         progress(result)
     return [written[f"data/{part.name}"] for part in parts]
 
 
 def _source_style(corpus: Corpus) -> dict[str, Any]:
-    """Compression and row group size of the source, where it has them."""
+    """Compression, row group size and columns with a dictionary of the source, if it has them."""
     for file in corpus.files:
         if file.groups and file.error is None:
             per_row = max(1, corpus.size // max(1, sum(f.rows or 0 for f in corpus.files)))
-            limit = max(1, _GROUP_BYTES // per_row)
+            limit = max(1, GROUP_BYTES // per_row)
             return {
                 "compression": compression_of(corpus.root, file.path),
                 "group_rows": min(max(*file.groups, 1024), limit),
+                "dictionary": dictionaries_of(corpus.root, file.path),
             }
     return {}
 
 
-def _write_part(plan: WritePlan, part: Part) -> Written:
+def _write_part(plan: WritePlan, part: Part, threads: int = 1) -> Written:
     path = join(plan.output, "data", part.name)
     record, basis = part.record(plan), _basis(plan, part)
     found = _committed(path, record, basis)
     if found is not None:
         return found
+    style = Style(plan.schema, plan.compression, plan.group_rows, plan.dictionary)
+    like = style.empty()
     digest = _Hashing()
-    rows = 0
-    with (
-        atomic_output(path) as stream,
-        pq.ParquetWriter(
-            digest.to(stream), plan.schema, compression=plan.compression, store_schema=True
-        ) as writer,
-    ):
-        for table in _row_groups(plan, part):
-            writer.write_table(table, row_group_size=max(table.num_rows, 1))
-            rows += table.num_rows
-    if rows != part.rows:
+    with atomic_output(path) as stream:
+        joiner = Joiner(digest.to(stream), like)
+        for group in _row_groups(plan, part, style, like, threads):
+            joiner.append(group)
+        joiner.close()
+    if joiner.rows != part.rows:
         remove_file(path)
         raise BadDataError(
-            f"data/{part.name}: {rows} rows instead of {part.rows}; a source file changed"
+            f"data/{part.name}: {joiner.rows} rows instead of {part.rows}; a source file changed"
         )
-    written = Written(f"data/{part.name}", rows, digest.size, digest.hexdigest())
+    written = Written(f"data/{part.name}", joiner.rows, digest.size, digest.hexdigest())
     note = {"basis": basis, "stamp": stamp(path), "written": written.to_json()}
     write_bytes(record, json.dumps(note).encode())
     return written
@@ -178,7 +195,9 @@ def _basis(plan: WritePlan, part: Part) -> str:
         for piece in part.slices
     ]
     layout = plan.schema.serialize().to_pybytes()
-    content = repr((plan.root, plan.format, plan.compression, plan.group_rows, sources))
+    content = repr(
+        (plan.root, plan.format, plan.compression, plan.group_rows, plan.dictionary, sources)
+    )
     return hashlib.sha256(content.encode() + layout).hexdigest()
 
 
@@ -204,71 +223,84 @@ def forget_records(plan: WritePlan, parts: list[Written]) -> None:
 
 
 class _Hashing:
-    """A writable that passes everything on and keeps the size and SHA-256 of it."""
+    """Passes on what is written and keeps the size and SHA-256 of it."""
 
     def __init__(self) -> None:
         self._sha = hashlib.sha256()
         self.size = 0
-        self._sink: Any = None
 
-    def to(self, sink: Any) -> pa.PythonFile:
-        self._sink = sink
-        return pa.PythonFile(self, mode="w")
+    def to(self, sink: Any) -> Callable[[Any], None]:
+        """A function that writes to ``sink``."""
 
-    def write(self, data: Any) -> int:
-        self._sha.update(data)
-        self.size += len(data)
-        self._sink.write(data)
-        return len(data)
+        def write(data: Any) -> None:
+            self._sha.update(data)
+            self.size += len(data)
+            sink.write(memoryview(data))
 
-    def flush(self) -> None:
-        self._sink.flush()
-
-    def close(self) -> None:
-        """The sink is closed by its owner."""
-
-    @property
-    def closed(self) -> bool:
-        return False
-
-    def tell(self) -> int:
-        return self.size
+        return write
 
     def hexdigest(self) -> str:
         return self._sha.hexdigest()
 
 
-def _row_groups(plan: WritePlan, part: Part) -> Iterator[pa.Table]:
-    """The part's rows in row groups like the source's."""
+def _row_groups(
+    plan: WritePlan, part: Part, style: Style, like: Footer, threads: int
+) -> Iterator[RowGroup]:
+    """The part's rows in row groups like the source's, encoded."""
+    if plan.format == "parquet":
+        movable = partial(is_movable, into=like, compression=plan.compression)
+        units = plan_units(_pieces(plan, part), movable, plan.group_rows)
+        found = in_order(partial(produce, style=style, threads=threads), units, threads)
+    else:
+        found = in_order(lambda table: style.groups([table]), _tables(plan, part), threads)
+    for groups in found:
+        yield from groups
+
+
+def _pieces(plan: WritePlan, part: Part) -> Iterator[Piece]:
+    """The row groups of a Parquet corpus with rows of the part, in order."""
+    source: Source | None = None
+    for span, positions in _kept_spans(plan, part):
+        if source is None or source.name != span.file:
+            source = open_source(plan.root, span.file)
+        yield from pieces_of(source, span, positions)
+
+
+def _tables(plan: WritePlan, part: Part) -> Iterator[pa.Table]:
+    """The part's rows in tables as large as a row group."""
     waiting: list[pa.RecordBatch] = []
     held = size = 0
-    for batch in _kept_batches(plan, part):
-        waiting.append(batch)
-        held += batch.num_rows
-        size += batch.nbytes
-        if held >= plan.group_rows or size >= _GROUP_BYTES:
-            yield pa.Table.from_batches(waiting, plan.schema)
-            waiting, held, size = [], 0, 0
+    for span, positions in _kept_spans(plan, part):
+        for batch in _filtered(plan, span, positions):
+            waiting.append(batch)
+            held += batch.num_rows
+            size += batch.nbytes
+            if held >= plan.group_rows or size >= GROUP_BYTES:
+                yield pa.Table.from_batches(waiting, plan.schema)
+                waiting, held, size = [], 0, 0
     if waiting:
         yield pa.Table.from_batches(waiting, plan.schema)
 
 
-def _kept_batches(plan: WritePlan, part: Part) -> Iterator[pa.RecordBatch]:
-    for piece in part.slices:
-        masks = _kept_masks(plan, piece)
+def _kept_spans(plan: WritePlan, part: Part) -> Iterator[tuple[Span, npt.NDArray[np.int64]]]:
+    """Spans with kept rows of the part, and these rows' positions in the file, ascending (k,)."""
+    found = in_order(partial(_kept_positions, plan), part.slices, _READ_AHEAD)
+    for piece, positions in zip(part.slices, found, strict=True):
         for span in piece.fragment.spans:
-            if span.file in masks:
-                yield from _filtered(plan, span, masks[span.file])
+            if span.file in positions:
+                yield span, positions[span.file]
 
 
-def _kept_masks(plan: WritePlan, piece: Slice) -> dict[str, npt.NDArray[np.int64]]:
+def _kept_positions(plan: WritePlan, piece: Slice) -> dict[str, npt.NDArray[np.int64]]:
     """Positions of the slice's kept rows, by file, ascending."""
     with open_input(_decisions_of(plan, piece.fragment)) as file:
-        table = pq.read_table(file, columns=[schema.FILE, schema.ROW, schema.KEPT])
+        columns = [schema.FILE, schema.ROW, schema.KEPT]
+        table = pq.ParquetFile(file).read(columns, use_threads=False)
     kept = table.filter(table[schema.KEPT]).slice(piece.first, piece.last - piece.first)
-    files = kept[schema.FILE].cast(pa.string()).to_numpy()
     rows = kept[schema.ROW].to_numpy()
-    return {name: rows[files == name] for name in dict.fromkeys(files.tolist())}
+    names = kept[schema.FILE].unify_dictionaries().combine_chunks()
+    codes = names.indices.to_numpy()
+    return {names.dictionary[int(c)].as_py(): rows[codes == c] for c in np.unique(codes)}
 
 
 def _filtered(
@@ -282,28 +314,11 @@ def _filtered(
         for batch in reader.read(plan.root, span, None, _BATCH_ROWS):
             low, high = np.searchsorted(positions, [start, start + batch.num_rows])
             if low < high:
-                chosen = positions[low:high] - start
-                rows = batch if len(chosen) == batch.num_rows else batch.take(pa.array(chosen))
-                yield _conform(rows, plan.schema)
+                yield conform(chosen(batch, positions[low:high] - start), plan.schema)
             start += batch.num_rows
             if start > positions[-1]:
                 return
     except StorageError:
         raise
     except READ_ERRORS as error:
-        raise BadDataError(
-            f"{span.file}: rows from {start} on cannot be copied: {error}; "
-            "repair or remove the file and run again"
-        ) from error
-
-
-def _conform(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
-    """Columns in the corpus's order and encoding; a member no sample of the batch has is null."""
-    arrays = []
-    for field_ in target:
-        if field_.name not in batch.schema.names:
-            arrays.append(pa.nulls(batch.num_rows, field_.type))
-            continue
-        values = batch.column(field_.name)
-        arrays.append(values if values.type == field_.type else values.cast(field_.type))
-    return pa.RecordBatch.from_arrays(arrays, schema=target)
+        raise cannot_copy(span.file, start, error) from error

@@ -13,6 +13,7 @@ from dataprune_ray.errors import BadDataError
 from dataprune_ray.io.corpus import SourceFile, Span
 from dataprune_ray.io.filesystems import FileInfo, corpus_path, open_input, redact
 from dataprune_ray.io.retries import is_passing, retried
+from dataprune_ray.io.rowgroups import dictionary_columns, read_footer
 
 #: What a broken Parquet file raises while it is opened or read.
 READ_ERRORS = (OSError, pa.ArrowException, ValueError)
@@ -98,6 +99,17 @@ def compression_of(root: str, file: str) -> str:
         return "snappy"
     codec: str = metadata.row_group(0).column(0).compression.lower()
     return "none" if codec == "uncompressed" else codec
+
+
+def dictionaries_of(root: str, file: str) -> tuple[str, ...]:
+    """Paths of the file's columns whose dictionaries save something, see `dictionary_columns`."""
+    return retried(_dictionaries, root, file)
+
+
+def _dictionaries(root: str, file: str) -> tuple[str, ...]:
+    with open_input(corpus_path(root, file)) as opened:
+        footer = read_footer(opened)
+        return dictionary_columns(footer, lambda at, size: opened.read_at(size, at))
 
 
 def _metadata(root: str, file: str) -> tuple[pq.FileMetaData, pa.Schema]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import pyarrow as pa
 
@@ -34,30 +34,39 @@ class SteadyReader:
     def read(
         self, root: str, span: Span, columns: Sequence[str] | None, batch_rows: int
     ) -> Iterator[pa.RecordBatch]:
-        """See `Reader.read`; after an error that may pass, the span is read from its start again.
-
-        Rows that were handed out before are skipped, batch by batch, so that the batches are those
-        of an undisturbed read.
+        """See `Reader.read` and `steadily`.
 
         Raises:
             StorageError: an error that might pass did not.
         """
-        done = 0
-        waiting = Waiting()
-        while True:
-            try:
-                position = 0
-                for batch in self._reader.read(root, span, columns, batch_rows):
-                    position += batch.num_rows
-                    if position > done or not batch.num_rows:
-                        yield batch.slice(max(0, batch.num_rows - (position - done)))
-                        done = max(done, position)
-                        waiting.reset()
-            except OSError as error:
-                waiting.after(error)
-            else:
-                return
+        yield from steadily(lambda: self._reader.read(root, span, columns, batch_rows))
 
     def narrow(self, root: str, span: Span, first: int, last: int) -> Span:
         """See `Reader.narrow`."""
         return retried(self._reader.narrow, root, span, first, last)
+
+
+def steadily(read: Callable[[], Iterator[pa.RecordBatch]]) -> Iterator[pa.RecordBatch]:
+    """What ``read`` reads; after an error that may pass, it reads from its start again.
+
+    Rows that were handed out before are skipped, batch by batch, so that the batches are those of
+    an undisturbed read.
+
+    Raises:
+        StorageError: an error that might pass did not.
+    """
+    done = 0
+    waiting = Waiting()
+    while True:
+        try:
+            position = 0
+            for batch in read():
+                position += batch.num_rows
+                if position > done or not batch.num_rows:
+                    yield batch.slice(max(0, batch.num_rows - (position - done)))
+                    done = max(done, position)
+                    waiting.reset()
+        except OSError as error:
+            waiting.after(error)
+        else:
+            return

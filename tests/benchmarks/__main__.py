@@ -10,6 +10,7 @@ NAMES = (
     "cut.py",
     "scoring.py",
     "dynamics.py",
+    "writing.py",
     "comparing.py",
     "memory.py",
     "scale.py",

@@ -38,6 +38,7 @@ def test_written_parts_are_in_their_order_also_past_five_digits(monkeypatch):
     parts = [Part(index, (), 1) for index in (9, 99_999, 100_000, 100_001)]
     monkeypatch.setattr(writing, "remove_other_parts", lambda *_: None)
     monkeypatch.setattr(writing, "_source_style", lambda _: {})
+    monkeypatch.setattr(writing, "cluster_cpus", lambda: 2)
     monkeypatch.setattr(
         writing,
         "run_tasks",
