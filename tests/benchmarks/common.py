@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,37 @@ def peak_growth_mb(function: Callable[[], Any]) -> float:
     before = _high_water_mb()
     function()
     return _high_water_mb() - before
+
+
+def peak_of_tree_mb(process: subprocess.Popen[Any]) -> float:
+    """Wait for a process; the largest memory that it and its descendants held together, in MB.
+
+    Linux only. The proportional set size counts pages that processes share once.
+    """
+    peak = 0.0
+    while process.poll() is None:
+        peak = max(peak, sum(map(_proportional_mb, _descendants(process.pid))))
+        time.sleep(0.5)
+    return peak
+
+
+def _descendants(pid: int) -> Iterator[int]:
+    yield pid
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found = children.read_text(encoding="ascii").split()
+        except OSError:  # it ended
+            continue
+        for child in found:
+            yield from _descendants(int(child))
+
+
+def _proportional_mb(pid: int) -> float:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+    except OSError:  # it ended
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024 / 1e6
 
 
 def _high_water_mb() -> float:
