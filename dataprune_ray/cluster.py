@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
 from dataprune_ray.config import ScoreConfig
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.scoring import Pool
+from dataprune_ray.starting import quietly, taken_over, wanted
 
 _HERE = "this machine"
-_LOCAL_STORE_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
@@ -38,13 +36,13 @@ def cluster(address: str | None) -> Iterator[Cluster]:
     Raises:
         ConfigError: no cluster answers at ``address``.
     """
-    started = False
-    where = "a Ray that was already running"
+    started = True
+    address = wanted(address)
+    where = f"the cluster at {address}" if address else _HERE
     if not ray.is_initialized():
-        address = address or os.environ.get("RAY_ADDRESS")
-        where = f"the cluster at {address}" if address else _HERE
         _init(address)
-        started = True
+    elif not taken_over():
+        started, where = False, "a Ray that was already running"
     for name in ("ray.data", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -56,19 +54,8 @@ def cluster(address: str | None) -> Iterator[Cluster]:
 
 
 def _init(address: str | None) -> None:
-    """Join the cluster at an address, or start a quiet Ray of this process's own."""
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(
-            address="local",  # never a cluster that happens to run on this machine
-            object_store_memory=_LOCAL_STORE_BYTES,
-            include_dashboard=False,
-            **common,
-        )
-        return
     try:
-        ray.init(address=address, **common)
+        quietly(address)
     except ConnectionError as error:
         raise ConfigError("address", address, f"no cluster answers there: {error}") from None
 

@@ -27,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> Mapping[str, Any]:
         config, _ = cli.parse(CompareConfig, arguments, str(__doc__), {"pruned": DEFAULT})
-        from dataprune_ray.concluding import check_gate  # noqa: PLC0415 - Ray's imports take seconds
+        from dataprune_ray import starting  # noqa: PLC0415 - Ray's imports take seconds
+
+        starting.beside_imports("dataprune_ray.pipeline", config.run.address)
+        from dataprune_ray.concluding import check_gate  # noqa: PLC0415
         from dataprune_ray.pipeline import compare  # noqa: PLC0415
 
         found = compare(config, command)

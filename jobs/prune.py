@@ -12,7 +12,8 @@ from typing import Any
 
 from dataprune_ray import catalogue, cli, summary
 from dataprune_ray.config import PruneConfig
-from dataprune_ray.io.filesystems import redact
+from dataprune_ray.io.filesystems import exists, join, redact
+from dataprune_ray.io.output import MANIFEST
 from dataprune_ray.status import status
 
 
@@ -35,14 +36,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.run.explain:
             return _explain(config)
         # What asks about a run, for help or by a wrong flag does not wait for Ray's imports.
+        from dataprune_ray import starting  # noqa: PLC0415
         from dataprune_ray.corpora import make_digits  # noqa: PLC0415
-        from dataprune_ray.manifest import check_drift  # noqa: PLC0415
-        from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
 
         if not config.corpus.input:
             config = config.replace(input=str(make_digits(cli.DIGITS)))
         if not config.write.output and not config.run.dry_run:
             config = config.replace(output=cli.default_output("pruned", config.corpus.input))
+        if config.write.overwrite or not exists(join(config.write.output, MANIFEST)):
+            starting.beside_imports("dataprune_ray.pipeline", config.run.address)
+        from dataprune_ray.manifest import check_drift  # noqa: PLC0415
+        from dataprune_ray.pipeline import preview, prune  # noqa: PLC0415
+
         if config.run.dry_run:
             expected = preview(config)
             print(expected.text())  # noqa: T201

@@ -24,13 +24,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def body() -> Mapping[str, Any]:
         config, _ = cli.parse(PruneConfig, arguments, str(__doc__), {"strategy": "auto"})
-        from dataprune_ray.corpora import make_digits  # noqa: PLC0415 - Ray's imports take seconds
-        from dataprune_ray.pipeline import tune  # noqa: PLC0415
+        from dataprune_ray import starting  # noqa: PLC0415 - Ray's imports take seconds
+        from dataprune_ray.corpora import make_digits  # noqa: PLC0415
 
         if not config.corpus.input:
             config = config.replace(input=str(make_digits(cli.DIGITS)))
         if not config.write.output:
             config = config.replace(output=cli.default_output("tuned", config.corpus.input))
+        starting.beside_imports("dataprune_ray.pipeline", config.run.address)
+        from dataprune_ray.pipeline import tune  # noqa: PLC0415
+
         found = tune(config, command)
         print(summary.tuned_text(found))  # noqa: T201
         return {name: found[name] for name in summary.TUNED}
