@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dataprune_ray.errors import ConfigError
 
+_PIXEL_AXES = 4  # (B, C, H, W)
 #: Of the memory that is free: the rest is for what other batches need more of.
 _SPARE = 0.8
 
@@ -65,21 +66,28 @@ class Lane:
         """Seconds that work took once it was warm, and bytes that it needed at most."""
         raise NotImplementedError("a CPU's batches are not measured")
 
-    def place(self, model: nn.Module) -> nn.Module:
-        """The model on the device, laid out as it is fastest there."""
-        model = model.to(self.device)
-        if self._convolves(model):
-            model = model.to(memory_format=torch.channels_last)
-        return model
+    def arrange(self, models: Sequence[nn.Module], example: npt.NDArray[Any]) -> bool:
+        """Lay convolutions out with the channels of a pixel side by side, where that is faster.
 
-    def lay_out(self, inputs: Tensor, model: nn.Module) -> Tensor:
-        """Inputs (B, …) in the layout of the model's weights; values stay as they are."""
-        if inputs.ndim == 4 and self._convolves(model):  # noqa: PLR2004 - (B, C, H, W)
-            return inputs.contiguous(memory_format=torch.channels_last)
-        return inputs
-
-    def _convolves(self, model: nn.Module) -> bool:
-        return self.channels_last and any(isinstance(m, nn.Conv2d) for m in model.modules())
+        ``models`` are of one architecture and on the device, ``example`` is a small batch of their
+        inputs. Says whether inputs are to be laid out like that, too. Models stay as they are where
+        they insist on their layout, as one does that calls ``view`` on what a convolution gives.
+        """
+        kinds = (module for model in models[:1] for module in model.modules())
+        convolve = any(isinstance(module, nn.Conv2d) for module in kinds)
+        if not (self.channels_last and convolve and example.ndim == _PIXEL_AXES):
+            return False
+        for model in models:
+            model.to(memory_format=torch.channels_last)
+        inputs = _shared(example).to(self.device, memory_format=torch.channels_last)
+        try:
+            with torch.no_grad():
+                models[0](inputs)
+        except RuntimeError:
+            for model in models:
+                model.to(memory_format=torch.contiguous_format)
+            return False
+        return True
 
 
 class CudaLane(Lane):

@@ -99,7 +99,7 @@ class Models:
         self.lane = lane_of(gpu=plan.use_gpu)
         self.sizes = BatchSize(plan.batch_size, plan.model.name, self.lane.release)
         self.taps = [
-            FeatureTap(self.lane.place(load_model(plan.model, fold.checkpoint)).eval())
+            FeatureTap(load_model(plan.model, fold.checkpoint).to(self.lane.device).eval())
             for fold in plan.folds
         ]
         self.name = plan.model.name
@@ -129,8 +129,7 @@ class Models:
         padding = min(_STEADY_ROWS, self.sizes.rows) - rows
         if padding > 0:
             part = np.concatenate([part, np.repeat(part[-1:], padding, axis=0)])
-        tap = self.taps[fold]
-        output, seen = tap(self.lane.lay_out(self.lane.send(np.array(part)), tap.model))
+        output, seen = self.taps[fold](self.lane.send(np.array(part)))
         if seen is None:
             raise ConfigError(
                 "quality",

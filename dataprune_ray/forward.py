@@ -72,9 +72,21 @@ class Forward:
         self.judges = plan.used
         self.taps = {path: self._load(path) for path in self.judges.paths}
         self.autocast = autocast(plan.precision, self.lane.device)
+        self._channels_last = self._arranged()
 
     def _load(self, path: str) -> FeatureTap:
-        return FeatureTap(self.lane.place(load_model(self.plan.model, path)).eval())
+        return FeatureTap(load_model(self.plan.model, path).to(self.lane.device).eval())
+
+    def _arranged(self) -> bool:
+        """Whether inputs go to the models with their channels last."""
+        if not self.taps or not self.lane.channels_last or "gradients" in self.plan.needs:
+            return False  # gradients of single rows have little of it
+        return self.lane.arrange([tap.model for tap in self.taps.values()], self._example)
+
+    @cached_property
+    def _example(self) -> npt.NDArray[Any]:
+        spec = self.plan.model
+        return encode_example(spec.features, image_transform(spec))
 
     @cached_property
     def sizes(self) -> BatchSize:
@@ -87,9 +99,8 @@ class Forward:
 
     def _fitting(self, budget: int) -> int:
         """Try batches of zeros; what they give is thrown away."""
-        spec = self.plan.model
-        example = encode_example(spec.features, image_transform(spec))
-        kind = np.float32 if spec.label.task == "regression" else np.int64
+        example = self._example
+        kind = np.float32 if self.plan.model.label.task == "regression" else np.int64
         most = max(_STEADY_ROWS, min(_MOST_ROWS, _HOST_BYTES // max(1, example[0].nbytes)))
 
         def attempt(rows: int) -> tuple[float, int]:
@@ -173,8 +184,8 @@ class Forward:
         known = self.plan.model.label.column is not None
         labels = self.lane.send(targets) if known else None
         inputs = self.lane.send(values)
-        if self.taps:
-            inputs = self.lane.lay_out(inputs, next(iter(self.taps.values())).model)
+        if self._channels_last:
+            inputs = inputs.contiguous(memory_format=torch.channels_last)
         return inputs, labels
 
     def see(self, path: str, inputs: Tensor) -> Seen:

@@ -262,17 +262,47 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     assert lane_of(gpu=False).device.type == "cpu"
 
 
-@pytest.mark.parametrize("model", ["small_cnn", "linear"])
-def test_only_models_that_convolve_take_their_channels_last(corpus, cuda, model):
-    plan = plan_of(corpus, model)
+@pytest.mark.parametrize(
+    ("model", "metric", "expected"),
+    [
+        ("small_cnn", ["el2n"], True),
+        ("linear", ["el2n"], False),
+        ("small_cnn", ["grad_norm_full"], False),
+    ],
+)
+def test_only_models_that_convolve_take_their_channels_last(corpus, cuda, model, metric, expected):
+    plan = plan_of(corpus, model, metric=metric)
     lane = CudaLane(torch.device("cpu"), cuda, pinned=False)
     forward = Forward(plan, lane=lane)
     values = np.random.default_rng(0).integers(0, 256, (40, 3, 12, 12), np.uint8)
     inputs, _ = forward.prepared(values, np.zeros(40, np.int64), 64)
     assert inputs.shape[0] == 64
     assert torch.equal(inputs[:40], torch.from_numpy(values))
-    last = inputs.is_contiguous(memory_format=torch.channels_last)
-    assert last is (model == "small_cnn")
+    assert inputs.is_contiguous(memory_format=torch.channels_last) is expected
+
+
+class Viewing(torch.nn.Module):
+    """As many models are written: it takes the layout of memory for granted."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(3, 4, 3)
+        self.linear = torch.nn.Linear(4 * 10 * 10, 5)
+
+    def forward(self, images):
+        return self.linear(self.convolution(images.float()).view(len(images), -1))
+
+
+def test_a_model_that_insists_on_its_layout_keeps_it(cuda):
+    lane = CudaLane(torch.device("cpu"), cuda, pinned=False)
+    example = np.random.default_rng(0).integers(0, 256, (2, 3, 12, 12), np.uint8)
+    models = [Viewing(), Viewing()]
+    before = [model(torch.from_numpy(example)) for model in models]
+    with pytest.raises(RuntimeError, match="view"):  # else this shows nothing
+        models[0].to(memory_format=torch.channels_last)(torch.from_numpy(example))
+    assert lane.arrange(models, example) is False
+    for model, expected in zip(models, before, strict=True):
+        torch.testing.assert_close(model(torch.from_numpy(example)), expected)
 
 
 def test_columns_travel_together():
