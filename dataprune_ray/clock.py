@@ -177,8 +177,7 @@ class Scoring:
         if self.spent.read > self.spent.decode:
             advice = "larger row groups, storage nearby, or more actors reading at once"
             return f"reading {share:.0%} of the time: {advice}"
-        more = "CPU cores per GPU, as several workers (--num-gpus 0.25)"
-        cores = "CPU cores" if self.spent.busy is None else more
+        cores = "CPU cores" if self.spent.busy is None else "CPU cores per GPU"
         return f"decoding {share:.0%} of the time: more {cores}, or tensors in place of JPEG or PNG"
 
     def _faster(self) -> str:

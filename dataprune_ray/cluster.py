@@ -19,12 +19,16 @@ _HERE = "this machine"
 
 @dataclass(frozen=True)
 class Cluster:
-    """What Ray has to offer: ``where`` says in words whose Ray it is."""
+    """What Ray has to offer: ``where`` says in words whose Ray it is.
+
+    ``cpus_per_gpu`` are those of the node that has the fewest for each of its GPUs.
+    """
 
     cpus: float
     gpus: float
     where: str
     local: bool
+    cpus_per_gpu: float = 1.0
 
 
 @contextmanager
@@ -47,7 +51,9 @@ def cluster(address: str | None) -> Iterator[Cluster]:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
         found = ray.cluster_resources()
-        yield Cluster(found.get("CPU", 0.0), found.get("GPU", 0.0), where, where == _HERE)
+        yield Cluster(
+            found.get("CPU", 0.0), found.get("GPU", 0.0), where, where == _HERE, _cpus_per_gpu()
+        )
     finally:
         if started:
             ray.shutdown()
@@ -60,15 +66,22 @@ def _init(address: str | None) -> None:
         raise ConfigError("address", address, f"no cluster answers there: {error}") from None
 
 
+def _cpus_per_gpu() -> float:
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return min((n.get("CPU", 0.0) / n["GPU"] for n in nodes if n.get("GPU")), default=1.0)
+
+
 def pool_of(config: ScoreConfig, found: Cluster) -> Pool:
     """Actors and their resources: one CPU each, with one left for everything else.
 
+    Actors with GPUs share the CPUs of their nodes, and decode images in as many threads.
     On one or two CPUs an actor asks for half of one, because the engine's own tasks need a share.
     A cluster that grows on demand may show fewer CPUs now than ``actors`` asks for.
     """
     if config.num_gpus:
-        most = max(1, int(found.gpus / config.num_gpus))
-        return Pool(config.actors or most, 1.0 if found.cpus > found.gpus else 0.5, config.num_gpus)
+        actors = config.actors or max(1, int(found.gpus / config.num_gpus))
+        share = max(1, int(found.cpus_per_gpu * config.num_gpus) - 1)  # a node has other work, too
+        return Pool(actors, float(share) if found.cpus > found.gpus else 0.5, config.num_gpus)
     if config.actors and not found.local:
         return Pool(config.actors, min(1.0, max(found.cpus - 1.0, 0.5)), 0.0)
     if found.cpus <= 2:  # noqa: PLR2004

@@ -106,11 +106,12 @@ def _run_pool(plan: ScorePlan, missing: list[Fragment], pool: Pool) -> Iterator[
     context.enable_progress_bars = False
     size = min(pool.actors, len(missing))
     gpu: dict[str, Any] = {"num_gpus": pool.num_gpus} if pool.num_gpus else {}
+    rows = replace(plan.rows, fragments=(), decode_threads=max(1, int(pool.num_cpus)))
     counted = ray.data.from_items(
         [{"fragment": fragment.to_json()} for fragment in missing], override_num_blocks=len(missing)
     ).map_batches(
         FragmentScorer,
-        fn_constructor_args=(replace(plan, rows=replace(plan.rows, fragments=())),),
+        fn_constructor_args=(replace(plan, rows=rows),),
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1 if gpu else size, max_size=size),
         num_cpus=pool.num_cpus,

@@ -24,13 +24,19 @@ from dataprune_ray.features.spec import (
 from dataprune_ray.features.tensors import encode_tensors
 
 
-def encode(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None = None) -> Encoded:
+def encode(
+    spec: FeatureSpec,
+    batch: pa.RecordBatch,
+    transform: Transform | None = None,
+    threads: int = 1,
+) -> Encoded:
     """Encode a batch's feature columns as `FeatureSpec` says.
 
-    ``transform`` replaces an image's uint8 pixels by whatever it returns, image by image.
+    ``transform`` replaces an image's uint8 pixels by whatever it returns, image by image; so many
+    ``threads`` decode images.
     """
     if spec.modality == "image":
-        return encode_images(spec, batch, transform)
+        return encode_images(spec, batch, transform, threads)
     if spec.modality == "tensor":
         return encode_tensors(spec, batch, spec.shape, np.dtype(np.float32))
     if spec.modality == "text":

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,9 @@ from dataprune_ray.features.tensors import (
     stored_shape,
 )
 
+# Large images are refused by their pixels, below. Set once: filters are not safe among threads.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 #: Formats that are decoded. Pillow knows more, some of which start other programs.
 _FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF",
@@ -38,8 +42,13 @@ def formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def encode_images(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None) -> Encoded:
-    """The feature column's images as uint8 (m, C, H, W), or as the transform leaves them."""
+def encode_images(
+    spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform | None, threads: int = 1
+) -> Encoded:
+    """The feature column's images as uint8 (m, C, H, W), or as the transform leaves them.
+
+    Images are decoded by ``threads`` at a time; what comes out does not depend on them.
+    """
     values = column(batch, spec.columns[0])
     layout = raw_layout(spec.columns[0], batch.schema)
     if layout is not None or not (is_text(values.type) or pa.types.is_struct(values.type)):
@@ -53,17 +62,30 @@ def encode_images(spec: FeatureSpec, batch: pa.RecordBatch, transform: Transform
         spec = replace(spec, any_size=False, fit=True)
     images: list[Array] = []
     errors: dict[int, str] = {}
-    for position, payload in enumerate(values):
-        buffer = payload.as_buffer() if payload.is_valid else None
-        if buffer is None or buffer.size == 0:
-            errors[position] = "image is null" if buffer is None else "image has no bytes"
-            continue
-        try:
-            image = decode_image(memoryview(buffer), spec)
-            images.append(image if transform is None else np.asarray(transform(image)))
-        except Exception as error:  # noqa: BLE001 - decoders raise anything on broken bytes
-            errors[position] = f"image cannot be decoded: {error}"
+    decode = partial(_decoded, spec, transform)
+    if threads > 1 and len(values) > 1:
+        with ThreadPoolExecutor(threads) as pool:
+            found = list(pool.map(decode, values))
+    else:
+        found = list(map(decode, values))
+    for position, image in enumerate(found):
+        if isinstance(image, str):
+            errors[position] = image
+        else:
+            images.append(image)
     return collect(images, errors, len(values), spec.shape, np.dtype(np.uint8))
+
+
+def _decoded(spec: FeatureSpec, transform: Transform | None, payload: pa.Scalar) -> Array | str:
+    """An image, or the reason why it is none."""
+    buffer = payload.as_buffer() if payload.is_valid else None
+    if buffer is None or buffer.size == 0:
+        return "image is null" if buffer is None else "image has no bytes"
+    try:
+        image = decode_image(memoryview(buffer), spec)
+        return image if transform is None else np.asarray(transform(image))
+    except Exception as error:  # noqa: BLE001 - decoders raise anything on broken bytes
+        return f"image cannot be decoded: {error}"
 
 
 def decode_image(payload: bytes | memoryview, spec: FeatureSpec) -> npt.NDArray[np.uint8]:
@@ -73,15 +95,11 @@ def decode_image(payload: bytes | memoryview, spec: FeatureSpec) -> npt.NDArray[
         ValueError: more pixels than ``spec.max_pixels``, or a shape other than ``spec.shape``.
         OSError: not an image, or a truncated one.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with _open(payload) as opened:
-            if opened.width * opened.height > spec.max_pixels:
-                raise ValueError(
-                    f"{opened.width} x {opened.height} pixels exceed {spec.max_pixels}"
-                )
-            opened.load()
-            image = _eight_bits(opened).convert("L" if spec.shape[0] == 1 else "RGB")
+    with _open(payload) as opened:
+        if opened.width * opened.height > spec.max_pixels:
+            raise ValueError(f"{opened.width} x {opened.height} pixels exceed {spec.max_pixels}")
+        opened.load()
+        image = _eight_bits(opened).convert("L" if spec.shape[0] == 1 else "RGB")
     if spec.any_size:
         return np.ascontiguousarray(_planes(image))
     height, width = (spec.image_size, spec.image_size) if spec.image_size else spec.shape[1:]

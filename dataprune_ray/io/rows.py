@@ -54,7 +54,8 @@ class RowPlan:
     ``sample_below`` keeps the rows whose seeded hash is at most that value: a random sample that
     does not depend on how the corpus is cut. ``splits`` keep the rows that each of them admits.
     ``extra`` are features that are read besides those of the model; ``digests`` asks for digests
-    of the rows' content; ``group`` is a column whose values are groups of rows.
+    of the rows' content; ``group`` is a column whose values are groups of rows; images are decoded
+    by ``decode_threads`` threads.
     """
 
     root: str
@@ -70,6 +71,7 @@ class RowPlan:
     extra: FeatureSpec | None = None
     digests: bool = False
     group: str | None = None
+    decode_threads: int = 1
 
     @classmethod
     def of(
@@ -284,7 +286,7 @@ def _encode_batch(
         errors = {place[i]: text for i, text in errors.items() if i in place}
         batch, keys = batch.take(pa.array(chosen)), keys.take(pa.array(chosen))
         rows, row_hash = rows[chosen], row_hash[chosen]
-    features = encode(plan.features, batch, transform)
+    features = encode(plan.features, batch, transform, plan.decode_threads)
     labels, stored = encode_labels(plan.label, batch)
     extra = encode(plan.extra, batch) if plan.extra else None
     if extra is not None and plan.extra is not None:

@@ -182,6 +182,17 @@ def test_images_of_every_form(form):
 
 
 @pytest.mark.parametrize("form", IMAGES)
+def test_threads_decode_the_same_images_and_find_the_same_errors(form):
+    values, metadata, spec, _ = IMAGES[form]
+    holed = with_nulls(values, np.array([True, False, True, True, False, True]))
+    batch = batch_of(holed, metadata)
+    alone, shared = encode(spec, batch), encode(spec, batch, threads=4)
+    assert np.array_equal(alone.values, shared.values)
+    assert np.array_equal(alone.good, shared.good)
+    assert alone.errors == shared.errors
+
+
+@pytest.mark.parametrize("form", IMAGES)
 def test_null_images_leave_the_others_alone(form):
     values, metadata, spec, expected = IMAGES[form]
     mask = np.array([True, False, True, True, False, True])

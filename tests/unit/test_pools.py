@@ -18,7 +18,18 @@ from dataprune_ray.plans import FragmentCount
 def test_actors_share_gpus_by_fractions(gpus, asked, actors):
     pool = pool_of(ScoreConfig(num_gpus=asked), Cluster(16, gpus, "here", local=True))
     assert (pool.actors, pool.num_gpus, pool.num_cpus) == (actors, asked, 1.0)
-    given = pool_of(ScoreConfig(num_gpus=asked, actors=3), Cluster(16, gpus, "here", local=True))
+
+
+@pytest.mark.parametrize(
+    ("asked", "cpus_per_gpu", "cpus"), [(1.0, 16, 15), (0.25, 16, 3), (2, 4, 7), (0.25, 2, 1)]
+)
+def test_actors_with_gpus_share_the_cpus_of_their_nodes(asked, cpus_per_gpu, cpus):
+    found = Cluster(64, 2, "a cluster", local=False, cpus_per_gpu=cpus_per_gpu)
+    assert pool_of(ScoreConfig(num_gpus=asked), found).num_cpus == cpus
+
+
+def test_actors_may_be_fewer_than_fit_the_gpus():
+    given = pool_of(ScoreConfig(num_gpus=0.25, actors=3), Cluster(16, 2, "here", local=True))
     assert given.actors == 3
 
 
@@ -55,7 +66,7 @@ def test_a_fraction_of_a_gpu_reaches_the_actors(monkeypatch, share):
 
     monkeypatch.setattr(scoring.ray.data, "from_items", from_items)
     monkeypatch.setattr(scoring, "replace", lambda plan, **_: plan)
-    plan = SimpleNamespace(rows=None)
+    plan = SimpleNamespace(rows=SimpleNamespace())
     fragments = [SimpleNamespace(to_json=lambda: "{}") for _ in range(6)]
     counts = list(scoring._run_pool(plan, fragments, scoring.Pool(4, 1.0, share)))
     assert [count.rows for count in counts] == [10] * 6

@@ -209,10 +209,10 @@ def test_a_row_whose_encoding_fails_unforeseen_is_alone(tmp_path, monkeypatch):
     write(tmp_path, "a.parquet", frame(0, 40))
     whole = rows.encode
 
-    def fragile(spec, batch, transform=None):
+    def fragile(spec, batch, transform=None, threads=1):
         if any(value in (3.5, 15.0) for value in batch["x"].to_pylist()):
             raise ZeroDivisionError("boom")
-        return whole(spec, batch, transform)
+        return whole(spec, batch, transform, threads)
 
     monkeypatch.setattr(rows, "encode", fragile)
     for id_column in (None, "id"):
