@@ -27,6 +27,8 @@ from dataprune_ray.tasks import run_tasks
 
 _MASK_128 = (1 << 128) - 1
 _REASONS = (*REASONS, RESCUED)
+#: Columns of the decisions whose values repeat: a dictionary of others costs time and saves none.
+_REPEATING = [schema.FILE, schema.LABEL, schema.REASON, schema.WEIGHT, schema.GROUP]
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ def _decide(plan: WritePlan, item: tuple[int, Fragment]) -> tuple[int, Decided]:
     with (
         open_input(plan.score_file(fragment)) as file,
         atomic_output(path) as stream,
-        pq.ParquetWriter(stream, layout) as writer,
+        pq.ParquetWriter(stream, layout, use_dictionary=_REPEATING) as writer,
     ):
         quality = _quality(plan, name)
         for batch in pq.ParquetFile(file).iter_batches(65_536, use_threads=False):

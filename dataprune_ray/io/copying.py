@@ -44,6 +44,7 @@ GROUP_BYTES = 64 << 20
 _BATCH_BYTES = 2 << 20
 _LEAST_ROWS, _MOST_ROWS = 64, 16_384  # of a batch
 _CAREFUL_ROWS = 32  # of a batch, where a larger one failed
+_TOGETHER_ROWS = 1 << 17  # decoded at a time at most, where threads decode ahead
 _LEAST_SHARE = 16  # of a usual row group that stands alone, before one that is taken as it is
 
 
@@ -233,7 +234,8 @@ def produce(unit: Unit, style: Style, threads: int = 1) -> list[RowGroup]:
     """
     if unit.as_it_is:
         return [_taken(unit.pieces[0])]
-    if threads > 1 and len(unit.pieces) > 1:  # each is small then
+    held = sum(len(piece.kept) for piece in unit.pieces)
+    if threads > 1 and len(unit.pieces) > 1 and held <= _TOGETHER_ROWS:
         lists: Iterator[Iterable[pa.RecordBatch]] = in_order(
             lambda p: list(_decoded(p, style.schema)), unit.pieces, threads
         )
@@ -325,13 +327,13 @@ def conform(batch: pa.RecordBatch, target: pa.Schema) -> pa.RecordBatch:
 
 
 def in_order(function: Callable[[A], R], items: Iterable[A], threads: int) -> Iterator[R]:
-    """``function`` of each item by so many threads, in order; at most one more waits."""
+    """``function`` of each item by so many threads, in order; as many more wait to be taken."""
     with ThreadPoolExecutor(threads) as pool:
         running: deque[Future[R]] = deque()
         try:
             for item in items:
                 running.append(pool.submit(function, item))
-                if len(running) > threads:
+                if len(running) > 2 * threads:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
