@@ -27,7 +27,7 @@ from dataprune_ray.tasks import run_tasks
 
 _MASK_128 = (1 << 128) - 1
 _REASONS = (*REASONS, RESCUED)
-#: Columns of the decisions whose values repeat: a dictionary of others costs time and saves none.
+#: Columns of the decisions whose values repeat: with a dictionary the others are larger and slower.
 _REPEATING = [schema.FILE, schema.LABEL, schema.REASON, schema.WEIGHT, schema.GROUP]
 
 
