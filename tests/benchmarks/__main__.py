@@ -9,6 +9,9 @@ from pathlib import Path
 NAMES = (
     "cut.py",
     "scoring.py",
+    "images.py",
+    "job.py",
+    "space.py",
     "dynamics.py",
     "writing.py",
     "comparing.py",

@@ -163,7 +163,7 @@ def run_alone(*arguments: str) -> None:
     subprocess.run([sys.executable, __file__, *arguments], check=True, env=environment)
 
 
-def score_here(corpus: str, checkpoint: str, folder: str) -> None:
+def score_here(corpus: str, checkpoint: str, folder: str, network: str = "mlp") -> None:
     """Start Ray and run the scoring stage, nothing else."""
     from dataprune_ray.cluster import cluster, pool_of  # noqa: PLC0415 - this process only
     from dataprune_ray.config import PruneConfig  # noqa: PLC0415
@@ -177,7 +177,7 @@ def score_here(corpus: str, checkpoint: str, folder: str) -> None:
             "input": corpus,
             "output": folder,
             "num_classes": 10,
-            "model": "mlp",
+            "model": network,
             "checkpoint": [checkpoint],
         }
     )
