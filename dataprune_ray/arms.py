@@ -179,7 +179,7 @@ def balanced_rule(table: Population, rows: int) -> KeepRule:
     """The rule that keeps exactly ``rows`` rows by hash, in the classes' own proportions."""
     sizes = group_counts(table)
     quotas = proportional(sizes.tolist(), rows)
-    cuts = exact_cut(table, quotas, end="high", by_score=False)
+    cuts = exact_cut(table, quotas, end="high", by_score=False, sizes=sizes.tolist())
     bands = [band for code, cut in enumerate(cuts) for band in bands_of_cut(cut, "high", code)]
     cutoffs = dict.fromkeys(table.groups)
     return KeepRule(tuple(bands), table.groups, "", None, f"{rows:,} rows by class.", cutoffs)

@@ -138,7 +138,7 @@ def _add(texts: Sequence[str], found: Scales, path: str) -> None:
         layout = _with(texts, found, parquet.schema_arrow.empty_table()).schema
         with (
             atomic_output(path) as stream,
-            pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
+            pq.ParquetWriter(stream, layout, use_dictionary=list(schema.REPEATED)) as writer,
         ):
             for group in range(parquet.num_row_groups):
                 writer.write_table(_with(texts, found, parquet.read_row_group(group)).cast(layout))

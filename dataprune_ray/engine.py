@@ -110,7 +110,7 @@ class Engine:
         members: set[str] = set()
         with (
             atomic_output(self.plan.path(fragment)) as stream,
-            pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
+            pq.ParquetWriter(stream, layout, use_dictionary=list(schema.REPEATED)) as writer,
         ):
             for table in _grouped(self.tables(fragment, layout, members)):
                 rows += table.num_rows

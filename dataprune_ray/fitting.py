@@ -270,7 +270,7 @@ def _complete(work: Work, item: tuple[int, str]) -> None:
     with (
         open_input(path) as file,
         atomic_output(path) as stream,
-        pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
+        pq.ParquetWriter(stream, layout, use_dictionary=list(schema.REPEATED)) as writer,
     ):
         note = pq.ParquetFile(file).metadata.metadata[schema.NOTE].decode()
         for table in _row_groups(file, names):

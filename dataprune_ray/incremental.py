@@ -224,7 +224,7 @@ def _assemble(scores: str, layout: pa.Schema, piece: Piece) -> int:
     note: dict[str, Any] = {"rows": 0, "bad": 0, "members": set(), "unread": 0, schema.FILES: {}}
     with (
         atomic_output(piece.path) as stream,
-        pq.ParquetWriter(stream, layout, use_dictionary=[schema.FILE, schema.ERROR]) as writer,
+        pq.ParquetWriter(stream, layout, use_dictionary=list(schema.REPEATED)) as writer,
     ):
         for table in _rows_of(scores, layout, piece.fragment, piece.sources, note):
             note["rows"] += table.num_rows

@@ -103,7 +103,7 @@ def _join_file(sources: Sequence[Source], item: tuple[int, str, str]) -> tuple[i
     note["bad"] = len(table) - table[schema.ERROR].null_count
     with (
         atomic_output(path) as stream,
-        pq.ParquetWriter(stream, table.schema, use_dictionary=[schema.FILE, schema.ERROR]) as out,
+        pq.ParquetWriter(stream, table.schema, use_dictionary=list(schema.REPEATED)) as out,
     ):
         for start, size in zip(accumulate(sizes, initial=0), sizes, strict=False):
             out.write_table(table.slice(start, size).unify_dictionaries())

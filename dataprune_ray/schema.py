@@ -36,6 +36,9 @@ KEPT = "kept"
 REASON = "reason"
 WEIGHT = "weight"
 
+#: Columns of few distinct values: score files store and read them as codes.
+REPEATED = (FILE, LABEL, GROUP, ERROR)
+
 #: Metadata key of a score file under which its counts are noted.
 NOTE = b"dataprune"
 #: In that note: size, version and checksum of the corpus files that begin in the fragment.

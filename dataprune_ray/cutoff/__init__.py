@@ -9,6 +9,8 @@ module     what it holds
 keys       ordered integer keys of scores, seeded hashes
 sums       sums of float32 values without rounding
 population blocks of rows, and the protocol that reduces over them
+kernels    what one block of rows tells about the rows a cut is looking for
+search     the state of an exact cut between its passes
 selection  the exact cut: which score and which hash bound the kept rows
 reasons    why a row is kept or dropped, by the codes that are stored
 bands      score intervals with a bound on the hash
@@ -24,7 +26,7 @@ from __future__ import annotations
 
 from dataprune_ray.cutoff.bands import Band
 from dataprune_ray.cutoff.draw import WeightedDraw
-from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key, seeded_hash
+from dataprune_ray.cutoff.keys import HASH_MAX, End, ordered_key, score_of_key, seeded_hash
 from dataprune_ray.cutoff.population import (
     Block,
     Column,
@@ -41,7 +43,8 @@ from dataprune_ray.cutoff.ranks import Moments, Ranks, moments, ranks
 from dataprune_ray.cutoff.reasons import DUPLICATE, NOISE, REASONS
 from dataprune_ray.cutoff.rule import KeepRule
 from dataprune_ray.cutoff.screen import Screen, unscreened
-from dataprune_ray.cutoff.selection import Cut, End, exact_cut
+from dataprune_ray.cutoff.search import Cut
+from dataprune_ray.cutoff.selection import Opening, exact_cut, open_cut
 from dataprune_ray.cutoff.statistics import (
     extremes,
     group_counts,
@@ -67,6 +70,7 @@ __all__ = [
     "KeepRule",
     "MemoryPopulation",
     "Moments",
+    "Opening",
     "Population",
     "Ranks",
     "Screen",
@@ -81,6 +85,7 @@ __all__ = [
     "kept_counts",
     "mean_score",
     "moments",
+    "open_cut",
     "ordered_key",
     "pooled",
     "ranks",

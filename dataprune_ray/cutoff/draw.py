@@ -18,8 +18,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from dataprune_ray.cutoff.keys import End
 from dataprune_ray.cutoff.population import Block
-from dataprune_ray.cutoff.selection import End
 
 #: Least distance of two float32 values: that of a row at the origin, so that no weight is zero.
 _LEAST = 2.0**-149

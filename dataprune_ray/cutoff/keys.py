@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+
+#: The end of the score that is kept.
+End = Literal["high", "low"]
 
 #: Largest 64-bit hash: as a bound it admits every row.
 HASH_MAX = 2**64 - 1

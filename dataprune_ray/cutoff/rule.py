@@ -31,7 +31,7 @@ from dataprune_ray.cutoff.bands import (
     of_group,
 )
 from dataprune_ray.cutoff.draw import WeightedDraw
-from dataprune_ray.cutoff.keys import HASH_MAX
+from dataprune_ray.cutoff.keys import HASH_MAX, End
 from dataprune_ray.cutoff.population import Block, Column
 from dataprune_ray.cutoff.reasons import (
     ABOVE,
@@ -44,7 +44,6 @@ from dataprune_ray.cutoff.reasons import (
     NOTHING,
 )
 from dataprune_ray.cutoff.screen import Screen, screened_by
-from dataprune_ray.cutoff.selection import End
 
 
 @dataclass(frozen=True)

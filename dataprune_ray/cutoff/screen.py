@@ -24,10 +24,9 @@ from dataprune_ray.cutoff.bands import (
     covered,
     layers_of,
 )
-from dataprune_ray.cutoff.keys import HASH_MAX
+from dataprune_ray.cutoff.keys import HASH_MAX, End
 from dataprune_ray.cutoff.population import Block, Column, Population, filtered
 from dataprune_ray.cutoff.reasons import CODE, REASONS
-from dataprune_ray.cutoff.selection import End
 
 
 @dataclass(frozen=True)

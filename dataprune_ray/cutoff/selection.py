@@ -1,58 +1,84 @@
-"""The exact cut: a radix selection over (score, hash) by mergeable histograms.
+"""The exact cut: a selection over (score, hash) by mergeable counts.
 
-Each pass counts, for every group at once, how the candidates fall into bins of the next few bits
-of their key, and keeps the one bin that the quota ends in. Once few candidates are left they are
-fetched and the last bits decided at once. So a billion rows cost a few passes over one column and
-no sort, shuffle or sample of the corpus.
+A pass counts, for every group at once, how the rows in question fall into bins of their keys, and
+keeps the one bin that the quota ends in. Once few are in question they are fetched and the rest
+decided at once; of tied rows only the hashes next to the share that is kept. So a billion rows cost
+two passes over their scores, one over the hashes of ties, and no sort, shuffle or sample.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dataprune_ray.cutoff.keys import HASH_MAX, ordered_key, score_of_key
-from dataprune_ray.cutoff.population import Block, Column, Population, group_column
+from dataprune_ray.cutoff.kernels import (
+    CountCells,
+    CountEvenly,
+    Counts,
+    GatherHashes,
+    GatherScores,
+    Hashes,
+    Interval,
+    bins_of_cells,
+)
+from dataprune_ray.cutoff.keys import HASH_MAX, End
+from dataprune_ray.cutoff.population import Column, Population, group_column
+from dataprune_ray.cutoff.search import Cut, Groups, Search, check_quotas
 from dataprune_ray.errors import BadDataError
 
-#: The end of the score that is kept.
-End = Literal["high", "low"]
-
-_SCORE_BITS = 32
-_HASH_BITS = 64
+#: Bins of one pass, all groups together (8 bytes each): they fit into a core's cache.
+_MAX_BINS = 1 << 19
+#: Bits of the bins of one group.
 _MAX_DIGIT = 16
-#: Bins of one pass, all groups together (int64 each).
-_MAX_BINS = 1 << 20
-#: Candidates that are fetched and sorted rather than counted (16 bytes each).
-_MAX_GATHERED = 1 << 18
+#: Distinct scores (16 bytes each) or hashes (12 bytes) that are fetched rather than counted.
+_MAX_GATHERED = 1 << 22
+_CELL = np.uint64(16)
+#: Hashes of a group that are fetched without a guess where the quota ends.
+_FEW = 64
+#: Standard deviations, and rows, from the guess to its bounds: another pass is hardly ever needed.
+_SIGMAS, _MARGIN = 8.0, 32.0
 
 
 @dataclass(frozen=True)
-class Cut:
-    """Where one group is cut so that exactly ``quota`` of its rows are kept.
+class Opening:
+    """The first pass of a cut by score: counts that serve any quotas.
 
     Attributes:
-        quota: rows kept.
-        score: score of the last kept row, a score that occurs; None for quota 0 or by hash alone.
-        hash_max: rows tied at ``score`` (or all rows, by hash alone) are kept up to this hash;
-            ``HASH_MAX`` keeps them all.
-        tied: rows that have exactly ``score``; 0 by hash alone.
-        tied_kept: how many of them are kept.
+        end: the kept end.
+        bins: as the bins were asked for (see ``kernels.bins_of_cells``).
+        counts: int64 (G, B), rows by group and bin of their scores.
     """
 
-    quota: int
-    score: float | None
-    hash_max: int
-    tied: int
-    tied_kept: int
+    end: End
+    bins: int
+    counts: NDArray[np.int64]
+
+    @property
+    def sizes(self) -> list[int]:
+        """Rows by group code."""
+        return [int(size) for size in self.counts.sum(axis=1)]
+
+
+def open_cut(population: Population, end: End) -> Opening:
+    """Count all rows by group and score: gives the sizes of the groups before they are cut."""
+    groups = len(population.groups)
+    bins = min(1 << _MAX_DIGIT, max(2, _MAX_BINS // groups))
+    columns = frozenset({"scores"}) | group_column(population)
+    counts = population.reduce(CountCells(groups, bins, end), Counts.merge, columns).rows
+    return Opening(end, bins, counts.reshape(groups, -1))
 
 
 def exact_cut(
-    population: Population, quotas: Sequence[int], *, end: End, by_score: bool
+    population: Population,
+    quotas: Sequence[int],
+    *,
+    end: End,
+    by_score: bool,
+    opening: Opening | None = None,
+    sizes: Sequence[int] | None = None,
 ) -> list[Cut]:
     """Cut every group so that exactly its quota of rows is kept.
 
@@ -65,23 +91,30 @@ def exact_cut(
         quotas: rows to keep by group code, each between 0 and the size of the group.
         end: which scores rank first.
         by_score: False to ignore the scores.
+        opening: of the same population and end, where it was taken: saves a pass.
+        sizes: rows by group code, where they are known: saves a pass of a cut by hash alone.
 
     Returns:
         One cut per group.
 
     Raises:
-        ValueError: a quota is negative or exceeds its group, or there is not one per group.
+        ValueError: a quota is negative or exceeds its group, or there is not one per group; an
+            opening is of another end.
         BadDataError: rows share score and hash, so that no rule can tell them apart.
     """
     if len(quotas) != len(population.groups):
         raise ValueError(f"{len(quotas)} quotas for {len(population.groups)} groups")
     if min(quotas, default=0) < 0:
         raise ValueError(f"quotas must not be negative, found {min(quotas)}")
-    search = _Search.start(quotas)
-    if by_score:
-        _descend(population, search, end=end, field="scores")
-        search.fix_scores()
-    _descend(population, search, end=end if by_score else None, field="hashes")
+    search = Search.start(quotas)
+    if opening is not None and opening.end != end:
+        raise ValueError(f"the opening is of the {opening.end} end, the cut of the {end} end")
+    if by_score and search.open.any():
+        _resolve_scores(population, search, opening or open_cut(population, end), end)
+    elif sizes is not None:
+        search.inside[:] = sizes
+        check_quotas(search.need, search.inside)
+    _resolve_hashes(population, search, end if by_score else None)
     if search.open.any():
         name = population.groups[int(np.flatnonzero(search.open)[0])]
         where = f" in group {name!r}" if name else ""
@@ -92,200 +125,158 @@ def exact_cut(
     return [search.cut(group, end) for group in range(len(quotas))]
 
 
-@dataclass
-class _Search:
-    """State of all groups (G,) between passes."""
-
-    quota: NDArray[np.int64]
-    need: NDArray[np.int64]  # rows still to be taken from the candidates
-    inside: NDArray[np.int64]  # candidates
-    open: NDArray[np.bool_]  # not decided yet
-    prefix: NDArray[np.uint64]  # bits of the current field that are known
-    hash_max: NDArray[np.uint64]
-    tied: NDArray[np.int64]
-    tied_kept: NDArray[np.int64]
-    score_key: NDArray[np.uint32] | None = None  # once the scores are resolved
-
-    @classmethod
-    def start(cls, quotas: Sequence[int]) -> _Search:
-        quota = np.array(quotas, dtype=np.int64)
-        return cls(
-            quota=quota,
-            need=quota.copy(),
-            inside=np.zeros_like(quota),
-            open=quota > 0,
-            prefix=np.zeros(len(quota), np.uint64),
-            hash_max=np.where(quota > 0, np.uint64(HASH_MAX), np.uint64(0)),
-            tied=np.zeros_like(quota),
-            tied_kept=np.zeros_like(quota),
-        )
-
-    def fix_scores(self) -> None:
-        """Take the scores as resolved: only groups that take part of a tie stay open."""
-        self.score_key = self.prefix.astype(np.uint32)
-        self.tied, self.tied_kept = self.inside.copy(), self.need.copy()
-        self.open &= self.need < self.inside
-
-    def cut(self, group: int, end: End) -> Cut:
-        score = None
-        if self.score_key is not None and self.quota[group] > 0:
-            key = self.score_key[group : group + 1]
-            score = float(score_of_key(~key if end == "high" else key)[0])
-        return Cut(
-            quota=int(self.quota[group]),
-            score=score,
-            hash_max=int(self.hash_max[group]),
-            tied=int(self.tied[group]),
-            tied_kept=int(self.tied_kept[group]),
-        )
+def _resolve_scores(population: Population, search: Search, opening: Opening, end: End) -> None:
+    """Find the score key that the quota of every open group ends in."""
+    columns: frozenset[Column] = frozenset({"scores"}) | group_column(population)
+    active = np.flatnonzero(search.open)
+    bins = bins_of_cells(opening.bins)
+    chosen, below, inside = _bin_of(search.need[active], opening.counts[active])
+    first = np.searchsorted(bins, chosen, side="left").astype(np.uint64)
+    after = np.searchsorted(bins, chosen, side="right").astype(np.uint64)
+    low, high = first << _CELL, (after << _CELL) - np.uint64(1)
+    search.narrow(active, below, inside, low, high)
+    while len(active := np.flatnonzero(search.open & (search.low < search.high))):
+        interval = search.interval(active, "scores", end)
+        last_pass = int((search.high - search.low).max()) < 1 << _digit_bits(len(active))
+        if last_pass or int(search.inside[active].sum()) > _MAX_GATHERED:
+            _count(population, search, active, interval, columns)
+        else:
+            found = population.reduce(GatherScores(interval), list.__add__, columns)
+            _take_score(search, active, found)
+    search.fix_scores()
 
 
-def _descend(
-    population: Population,
-    search: _Search,
-    *,
-    end: End | None,
-    field: Literal["scores", "hashes"],
-) -> None:
-    """Resolve one field of the key, most significant digit first, for all open groups."""
-    shift = _SCORE_BITS if field == "scores" else _HASH_BITS
-    columns: frozenset[Column] = frozenset({field}) | group_column(population)
+def _resolve_hashes(population: Population, search: Search, end: End | None) -> None:
+    """Find the hash that bounds the kept rows of every open group, among ties if by score."""
+    columns: frozenset[Column] = frozenset({"hashes"}) | group_column(population)
     if end is not None:
         columns |= {"scores"}
-    search.prefix[:] = 0
-    counted = field == "hashes" and end is not None  # candidates are known to be the ties
-    while shift and search.open.any():
-        active = np.flatnonzero(search.open)
-        few = counted and int(search.inside[active].sum()) <= _MAX_GATHERED
-        bits = shift if few else _digit_bits(len(active), shift)
-        shift -= bits
-        slots = np.full(len(search.open), -1, np.int64)
-        slots[active] = np.arange(len(active))
-        digits = _Digits(field, end, shift, bits, slots, search.prefix, search.score_key)
-        if few:
-            _take_value(search, active, population.reduce(digits.gather, _join, columns))
+    search.low[:], search.high[:] = 0, HASH_MAX
+    guessed = False
+    while True:
+        whole = search.open & (search.need == search.inside)
+        search.hash_max[whole] = search.high[whole]
+        search.open &= ~whole
+        active = np.flatnonzero(search.open & (search.low < search.high))
+        if not len(active):
+            return
+        interval = search.interval(active, "hashes", end)
+        if guessed or (search.inside[active] < 0).any():
+            guess = None
         else:
-            counts = population.reduce(digits.count, _add, columns)
-            _take_bin(search, active, counts.reshape(len(active), -1), bits)
-        counted = True
-        if field == "hashes":
-            whole = active[search.need[active] == search.inside[active]]
-            last = (search.prefix[whole] + np.uint64(1)) << np.uint64(shift)
-            search.hash_max[whole] = last - np.uint64(1)
-            search.open[whole] = False
+            guess = _guess(search, active, interval)
+        guessed = guess is not None
+        if guess is None:
+            _count(population, search, active, interval, columns)
+        else:
+            _take_hash(search, active, guess, population.reduce(guess, guess.merge, columns))
 
 
-def _take_bin(
-    search: _Search, active: NDArray[np.int64], counts: NDArray[np.int64], bits: int
+def _count(
+    population: Population,
+    search: Search,
+    active: Groups,
+    interval: Interval,
+    columns: frozenset[Column],
 ) -> None:
-    """Move every active group (A,) to the bin of ``counts`` (A, 2**bits) its quota ends in."""
+    """Divide the interval of every active group (A,) evenly, and move to one of the parts."""
+    start, width = search.low[active], search.high[active] - search.low[active]
+    length = _bit_length(width)
+    bits = min(_digit_bits(len(active)), int(length.max()))
+    shift = np.maximum(length - bits, 0).astype(np.uint64)
+    kernel = CountEvenly(interval, bits, start, shift)
+    counts = population.reduce(kernel, Counts.merge, columns).rows
+    chosen, below, inside = _bin_of(search.need[active], counts.reshape(len(active), -1))
+    place = chosen.astype(np.uint64)
+    last = np.minimum(width, ((place + np.uint64(1)) << shift) - np.uint64(1))
+    search.narrow(active, below, inside, start + (place << shift), start + last)
+
+
+def _bit_length(values: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Bits of each value (n,), 1 or more."""
+    length = np.frexp(values.astype(np.float64))[1].astype(np.int64).clip(1, 64)
+    # One too many where a value was rounded up to a power of two.
+    rounded = (values >> (length - 1).astype(np.uint64) == 0) & (length > 1)
+    return np.asarray(length - rounded, np.int64)
+
+
+def _bin_of(
+    need: NDArray[np.int64], counts: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """The bin of ``counts`` (A, B) that each quota ends in, and the rows before and in it."""
     upto = counts.cumsum(axis=1)
-    need = search.need[active]
-    if (upto[:, -1] < need).any():
-        bad = int(np.flatnonzero(upto[:, -1] < need)[0])
-        raise ValueError(f"quota {need[bad]} exceeds the {upto[bad, -1]} rows of its group")
+    check_quotas(need, upto[:, -1])
     chosen = (upto >= need[:, None]).argmax(axis=1)
-    rows = np.arange(len(active))
+    rows = np.arange(len(need))
     inside = counts[rows, chosen]
-    search.need[active] = need - (upto[rows, chosen] - inside)
-    search.inside[active] = inside
-    known = search.prefix[active] << np.uint64(bits)
-    search.prefix[active] = known | chosen.astype(np.uint64)
+    return chosen, upto[rows, chosen] - inside, inside
 
 
-def _take_value(search: _Search, active: NDArray[np.int64], found: _Gathered) -> None:
-    """Move every active group (A,) to the one value of its candidates that its quota ends in."""
-    slots, values = np.concatenate(found[0]), np.concatenate(found[1])
+def _take_score(search: Search, active: Groups, found: list[NDArray[np.uint64]]) -> None:
+    """Move every active group (A,) to the one score key that its quota ends in."""
+    keys, counts = np.concatenate(found[::2]), np.concatenate(found[1::2])
+    order = np.argsort(keys)
+    keys, upto = keys[order], np.append(0, counts[order].astype(np.int64).cumsum())
+    slots = np.arange(len(active), dtype=np.uint64) << np.uint64(32)
+    start = upto[np.searchsorted(keys, slots)]
+    chosen = keys[np.searchsorted(upto, start + search.need[active]) - 1]
+    first = upto[np.searchsorted(keys, chosen, side="left")]
+    after = upto[np.searchsorted(keys, chosen, side="right")]
+    key = chosen & np.uint64(2**32 - 1)
+    search.narrow(active, first - start, after - first, key, key)
+
+
+def _guess(search: Search, active: Groups, interval: Interval) -> GatherHashes | None:
+    """Bounds of the hash that each quota ends at, as hashes are uniform; None: too many between.
+
+    The k-th of n uniform values has mean ``k / (n + 1)`` and variance ``mean (1 - mean) / (n + 2)``
+    (a beta distribution).
+    """
+    need, inside = search.need[active], search.inside[active]
+    mean = need / (inside + 1)
+    around = _SIGMAS * np.sqrt(mean * (1 - mean) / (inside + 2)) + _MARGIN / inside
+    few = inside <= _FEW
+    from_share = np.where(few, 0.0, np.maximum(mean - around, 0.0))
+    to_share = np.where(few, 1.0, np.minimum(mean + around, 1.0))
+    if float((inside * (to_share - from_share)).sum()) > _MAX_GATHERED:
+        return None
+    start, width = search.low[active], search.high[active] - search.low[active]
+    low = _part(width, from_share)
+    high = np.where(to_share < 1, _part(width, np.where(to_share < 1, to_share, 0.0)), width)
+    return GatherHashes(interval, start + low, start + high, 2 * _MAX_GATHERED)
+
+
+def _part(width: NDArray[np.uint64], share: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """About ``share * width``, where the share is below 1; never more than the width."""
+    return np.minimum((share * width.astype(np.float64)).astype(np.uint64), width)
+
+
+def _take_hash(search: Search, active: Groups, guess: GatherHashes, found: Hashes) -> None:
+    """Move every active group (A,) to the hash its quota ends at; to a side of the guess if not."""
+    need, below, inside = search.need[active], found.below, found.inside
+    cases = [need <= below, need > below + inside]  # the quota ends before, or behind
+    one = np.uint64(1)
+    search.narrow(
+        active,
+        np.select(cases, [np.zeros_like(below), below + inside], below),
+        np.select(cases, [below, search.inside[active] - below - inside], inside),
+        np.select(cases, [search.low[active], guess.high + one], guess.low),
+        np.select(cases, [guess.low - one, search.high[active]], guess.high),
+    )
+    hit = np.flatnonzero(~(cases[0] | cases[1]))
+    if not found.values or not len(hit):
+        return
+    slots, values = np.concatenate(found.slots), np.concatenate(found.values)
     order = np.lexsort((values, slots))
     slots, values = slots[order], values[order]
-    first = np.searchsorted(slots, np.arange(len(active)))
-    chosen = values[first + search.need[active] - 1]
-    below = np.bincount(slots[values < chosen[slots]], minlength=len(active))
-    search.need[active] -= below
-    search.inside[active] = np.bincount(slots[values == chosen[slots]], minlength=len(active))
-    search.prefix[active] = chosen
+    first = np.searchsorted(slots, hit)
+    bound = np.zeros(len(active), np.uint64)
+    bound[hit] = values[first + search.need[active[hit]] - 1]
+    before = np.bincount(slots[values < bound[slots]], minlength=len(active))[hit]
+    equal = np.bincount(slots[values == bound[slots]], minlength=len(active))[hit]
+    search.narrow(active[hit], before, equal, bound[hit], bound[hit])
 
 
-def _digit_bits(groups: int, left: int) -> int:
-    """Bits of the next digit: as few passes as the bins allow, then as even as possible."""
-    most = max(1, min(_MAX_DIGIT, (_MAX_BINS // groups).bit_length() - 1))
-    passes = -(-left // most)
-    return -(-left // passes)
-
-
-#: Slots int64 (n,) and values uint64 (n,) of candidates, in pieces: joined once, at the end.
-_Gathered = tuple[list[NDArray[np.int64]], list[NDArray[np.uint64]]]
-
-
-@dataclass(frozen=True)
-class _Digits:
-    """Kernels that look at the next bits of one field among the candidates of a pass."""
-
-    field: Literal["scores", "hashes"]
-    end: End | None  # None: scores are ignored
-    shift: int
-    bits: int
-    slots: NDArray[np.int64]  # (G,) position among the active groups, -1 where decided
-    prefix: NDArray[np.uint64]  # (G,)
-    score_key: NDArray[np.uint32] | None  # (G,) once the scores are resolved
-
-    def count(self, block: Block) -> NDArray[np.int64]:
-        """Candidates by slot and digit: int64 (A * 2**bits,)."""
-        slots, values = self._candidates(block)
-        kind = values.dtype.type
-        digit = ((values >> kind(self.shift)) & kind((1 << self.bits) - 1)).astype(np.int64)
-        if slots is not None:
-            digit |= slots << self.bits
-        return np.bincount(digit, minlength=(int(self.slots.max()) + 1) << self.bits)
-
-    def gather(self, block: Block) -> _Gathered:
-        """The candidates themselves: slot and whole value of the field."""
-        slots, values = self._candidates(block)
-        if slots is None:
-            slots = np.zeros(len(values), np.int64)
-        return [slots], [values.astype(np.uint64)]
-
-    def _candidates(
-        self, block: Block
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint32] | NDArray[np.uint64]]:
-        """Slots (None where there is one group) and values of the rows still in question."""
-        codes = block.codes(len(self.slots))
-        slots = None if codes is None else self.slots[codes]
-        chosen = None if slots is None else slots >= 0
-        if self.field == "scores":
-            values: NDArray[np.uint32] | NDArray[np.uint64] = _rank_key(block, self.end)
-        else:
-            values = block.need_hashes()
-            if self.score_key is not None:
-                tied = _rank_key(block, self.end) == _pick(self.score_key, codes)
-                chosen = tied if chosen is None else chosen & tied
-        high = self.shift + self.bits
-        if high < (_SCORE_BITS if self.field == "scores" else _HASH_BITS):
-            kind = values.dtype.type
-            same = (values >> kind(high)) == _pick(self.prefix.astype(kind), codes)
-            chosen = same if chosen is None else chosen & same
-        if chosen is None:
-            return slots, values
-        return None if slots is None else slots[chosen], values[chosen]
-
-
-def _add(first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The sum, in place where the first array is not shared (what a task returns is)."""
-    return np.add(first, second, out=first if first.flags.writeable else None)
-
-
-def _join(first: _Gathered, second: _Gathered) -> _Gathered:
-    first[0].extend(second[0])
-    first[1].extend(second[1])
-    return first
-
-
-def _rank_key(block: Block, end: End | None) -> NDArray[np.uint32]:
-    """Keys of the scores (n,), ascending from the kept end."""
-    keys = ordered_key(block.need_scores())
-    return ~keys if end == "high" else keys
-
-
-def _pick(values: NDArray[Any], codes: NDArray[np.int32] | None) -> Any:
-    """The value of each row's group: an array (n,), or a scalar where there is one group."""
-    return values[0] if codes is None else values[codes]
+def _digit_bits(groups: int) -> int:
+    """Bits of the bins of each group that a pass counts."""
+    return max(1, min(_MAX_DIGIT, (_MAX_BINS // groups).bit_length() - 1))

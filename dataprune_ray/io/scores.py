@@ -186,14 +186,24 @@ def read_blocks(path: str, view: ScoreView, codes: Mapping[str, int]) -> Iterato
     """The rows of one score file that have no error, block by block."""
     filesystem, inner = resolve(path)
     names = view.names()
-    with filesystem.open_input_file(inner) as source, pq.ParquetFile(source) as file:
+    grouped = [name for name in names if name == view.group_column]
+    filtered = () if view.where is None else view.where.columns
+    coded = [name for name in grouped if name not in filtered]  # strings are read as codes
+    with (
+        filesystem.open_input_file(inner) as source,
+        pq.ParquetFile(source, read_dictionary=coded) as file,
+    ):
         present = file.schema_arrow.names
         for name in names:
             if name not in present:
                 found = ", ".join(present)
                 raise ConfigError("scores", redact(path), f"has no column {name!r}; has: {found}")
-        if len(names) > 1 and _no_errors(file.metadata, present.index(schema.ERROR)):
-            names.remove(schema.ERROR)  # reading it would cost as much as the scores
+        if _no_errors(file.metadata, present.index(schema.ERROR)):
+            if view.where is None and not view.columns:  # only how many rows there are
+                yield Block(rows=file.metadata.num_rows)
+                return
+            if len(names) > 1:
+                names.remove(schema.ERROR)  # reading it would cost as much as the scores
         for batch in file.iter_batches(_BATCH_ROWS, columns=names, use_threads=False):
             if schema.ERROR in names:
                 batch = batch.filter(pc.is_null(batch.column(schema.ERROR)))  # noqa: PLW2901
@@ -262,6 +272,10 @@ def group_codes(labels: Any, codes: Mapping[str, int], where: str) -> NDArray[np
     Raises:
         BadDataError: a label is null or has no code.
     """
+    if pa.types.is_int64(labels.type) and not labels.null_count and len(labels):
+        found = _integer_codes(labels.to_numpy(zero_copy_only=False), codes)
+        if found is not None:
+            return found
     encoded = labels if pa.types.is_dictionary(labels.type) else labels.dictionary_encode()
     if encoded.null_count:
         raise BadDataError(
@@ -269,8 +283,23 @@ def group_codes(labels: Any, codes: Mapping[str, int], where: str) -> NDArray[np
         )
     names = encoded.dictionary.cast(pa.string()).to_pylist()
     indices = encoded.indices.to_numpy(zero_copy_only=False)
-    unknown = sorted({names[i] for i in np.unique(indices)} - codes.keys())
+    seen = np.flatnonzero(np.bincount(indices, minlength=len(names)))
+    unknown = sorted({names[i] for i in seen} - codes.keys())
     if unknown:
         raise BadDataError(f"{redact(where)}: labels without a group: {', '.join(unknown[:5])}")
     table = np.array([codes.get(name, -1) for name in names], np.int32)
     return np.asarray(table[indices], np.int32)
+
+
+#: Distance of the lowest and the highest integer label up to which their codes make a table.
+_MOST_LABELS = 1 << 16
+
+
+def _integer_codes(labels: NDArray[np.int64], codes: Mapping[str, int]) -> NDArray[np.int32] | None:
+    """Group codes (n,) of integer labels by a table; None where it cannot tell them all."""
+    low, high = int(labels.min()), int(labels.max())
+    if high - low >= _MOST_LABELS:
+        return None
+    table = np.array([codes.get(str(label), -1) for label in range(low, high + 1)], np.int32)
+    found = table[labels - low]
+    return None if (found < 0).any() else found

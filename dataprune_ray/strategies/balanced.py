@@ -6,8 +6,19 @@ corpora, and not where the class balance itself is what should change.
 
 from __future__ import annotations
 
+from functools import partial
+
 from dataprune_ray.config import SelectConfig
-from dataprune_ray.cutoff import Band, Cut, End, KeepRule, Population, exact_cut, group_counts
+from dataprune_ray.cutoff import (
+    Band,
+    Cut,
+    End,
+    KeepRule,
+    Population,
+    exact_cut,
+    group_counts,
+    open_cut,
+)
 from dataprune_ray.cutoff.population import UNGROUPED
 from dataprune_ray.errors import ConfigError
 from dataprune_ray.strategies.base import (
@@ -53,15 +64,17 @@ def _balanced(
             "needs class labels or groups; name them with --label or --group-column",
         )
     share = decimal_fraction(config.keep)
-    sizes = [int(size) for size in group_counts(population)]
+    opening = None if end is None else open_cut(population, end)
+    sizes = [int(n) for n in group_counts(population)] if opening is None else opening.sizes
     quotas = [max(share_of(share, size), min(size, config.class_floor)) for size in sizes]
     noise = [0] * len(sizes)
     if end is not None:
         noise = [noise_rows(config, *counts) for counts in zip(sizes, quotas, strict=True)]
     # The kept rows of a class follow its noise.
     last = [n + quota if quota else 0 for n, quota in zip(noise, quotas, strict=True)]
-    cuts = exact_cut(population, last, end=end or "high", by_score=end is not None)
-    ahead = exact_cut(population, noise, end=end or "high", by_score=True) if any(noise) else []
+    cut = partial(exact_cut, population, end=end or "high", opening=opening, sizes=sizes)
+    cuts = cut(last, by_score=end is not None)
+    ahead = cut(noise, by_score=True) if any(noise) else []
     return KeepRule(
         bands=_bands(cuts, end),
         groups=population.groups,

@@ -115,7 +115,7 @@ def _cut_bins(
     names = tuple(f"{low:.6g} to {high:.6g}" for low, high in strata)
     binned = derived(population, names, view, frozenset({"scores"}))
     sizes = [int(size) for size in group_counts(binned)]
-    cuts = exact_cut(binned, bin_budgets(sizes, quota), end=end, by_score=False)
+    cuts = exact_cut(binned, bin_budgets(sizes, quota), end=end, by_score=False, sizes=sizes)
     bands = (
         Band(None, low, high, HASH_MAX if cut.quota == size else cut.hash_max)
         for (low, high), size, cut in zip(strata, sizes, cuts, strict=True)
@@ -134,8 +134,26 @@ class _IntoBins:
     def __call__(self, block: Block) -> Block:
         scores = block.need_scores()
         toward_kept = scores if self.end == "high" else -scores
-        place = np.searchsorted(self.starts, toward_kept, side="right") - 1
-        return Block(block.scores, block.hashes, place.astype(np.int32))
+        return Block(block.scores, block.hashes, places_of(toward_kept, self.starts))
+
+
+def places_of(scores: NDArray[np.float32], starts: NDArray[np.float32]) -> NDArray[np.int32]:
+    """The last of the ascending starts (B,) that is not above each score (n,): int32 (n,).
+
+    Starts of about equal distance are found by division and one step to either side; others, or
+    scores below the first, by bisection.
+    """
+    last = len(starts) - 1
+    if not last or not len(scores):
+        return np.searchsorted(starts, scores, side="right").astype(np.int32) - np.int32(1)
+    width = (np.float64(starts[-1]) - np.float64(starts[0])) / last
+    guess = ((scores - np.float64(starts[0])) / width).clip(0, last).astype(np.int32)
+    after = np.append(starts[1:], np.float32(np.inf))
+    guess += scores >= after[guess]
+    guess -= scores < starts[guess]
+    if (guess < 0).any() or not ((starts[guess] <= scores) & (scores < after[guess])).all():
+        return np.searchsorted(starts, scores, side="right").astype(np.int32) - np.int32(1)
+    return guess
 
 
 STRATIFIED = Strategy(

@@ -23,7 +23,7 @@ def random(population: Population, config: SelectConfig, info: ScoreInfo) -> Kee
     whole = pooled(population)
     rows = int(group_counts(whole)[0])
     quota = share_of(decimal_fraction(config.keep), rows)
-    (cut,) = exact_cut(whole, [quota], end="high", by_score=False)
+    (cut,) = exact_cut(whole, [quota], end="high", by_score=False, sizes=[rows])
     return KeepRule(
         bands=tuple(bands_of_cut(cut, "high", None)),
         groups=population.groups,

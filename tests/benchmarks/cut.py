@@ -19,35 +19,38 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
-from common import interleaved, machine, peak_growth_mb, report
+from common import Workers, interleaved, machine, peak_growth_mb, report
 
 from dataprune_ray import schema
-from dataprune_ray.cutoff import Cut, exact_cut, group_counts
+from dataprune_ray.config import SelectConfig
+from dataprune_ray.cutoff import Cut, KeepRule, exact_cut, group_counts, seeded_hash
 from dataprune_ray.selecting import ScoreTable
+from dataprune_ray.strategies import ScoreInfo, get_strategy
 
 METRIC = "el2n"
 TIED_SHARE = 0.02
 
 
-def write_scores(folder: Path, rows: int, files: int) -> list[str]:
-    """A synthetic score table: 2 % of the scores are the median, the rest lie around it."""
+def write_scores(folder: Path, rows: int, files: int, classes: int) -> list[str]:
+    """A synthetic score table as a run writes it: 2 % of the scores are the median."""
     rng = np.random.default_rng(0)
     paths = []
-    for number, part in enumerate(np.array_split(np.arange(rows), files)):
+    for number in range(files):
+        part = np.arange(rows * number // files, rows * (number + 1) // files)
         scores = rng.random(len(part), dtype=np.float32)
         scores[rng.random(len(part)) < TIED_SHARE] = 0.5
         columns = {
             schema.FILE: pa.array([f"part-{number}.parquet"] * len(part)).dictionary_encode(),
             schema.ROW: np.arange(len(part)),
             schema.KEY: pa.nulls(len(part), pa.string()),
-            schema.ROW_HASH: rng.permutation(part).astype(np.uint64),
-            schema.LABEL: rng.integers(0, 10, len(part)),
+            schema.ROW_HASH: seeded_hash(part.astype(np.uint64), 1),
+            schema.LABEL: rng.integers(0, classes, len(part)),
             METRIC: scores,
             schema.ERROR: pa.nulls(len(part), pa.string()),
         }
         paths.append(str(folder / f"scores-{number:05d}.parquet"))
         table = pa.table(columns, schema=schema.score_schema(pa.int64(), [METRIC]))
-        pq.write_table(table, paths[-1], compression="zstd")
+        pq.write_table(table, paths[-1], use_dictionary=list(schema.REPEATED))
     return paths
 
 
@@ -55,6 +58,15 @@ def ours(paths: list[str], quota: int) -> Cut:
     """Exactly ``quota`` rows, ties cut by hash."""
     (cut,) = exact_cut(ScoreTable(paths, METRIC), [quota], end="high", by_score=True)
     return cut
+
+
+def by_strategy(paths: list[str], name: str, classes: int, bins: int = 50) -> KeepRule:
+    """Half of the rows by a strategy, with so many classes."""
+    table = ScoreTable(paths, METRIC)
+    if classes > 1:
+        table = ScoreTable(paths, METRIC, schema.LABEL, tuple(map(str, range(classes))))
+    config = SelectConfig(strategy=name, keep=0.5, bins=bins)
+    return get_strategy(name).compile(table, config, ScoreInfo(METRIC, "high"))
 
 
 def by_numpy(paths: list[str], quota: int) -> float:
@@ -84,10 +96,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=10_000_000)
     parser.add_argument("--files", type=int, default=20)
+    parser.add_argument("--classes", type=int, default=1_000)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ray-data-repeats", type=int, default=1, help="0: skip it")
     options = parser.parse_args()
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    os.environ["RAY_worker_niceness"] = "0"  # as the others, which run in this process
     ray.init(
         address="local",
         num_cpus=2,
@@ -96,10 +110,11 @@ def main() -> None:
         log_to_driver=False,
     )
     quota = options.rows // 2
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        paths = write_scores(folder, options.rows, options.files)
-        counted = int(group_counts(ScoreTable(paths, METRIC))[0])  # also starts the workers
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        paths = write_scores(folder, options.rows, options.files, options.classes)
+        counted = int(group_counts(ScoreTable(paths, METRIC))[0])
+        ours(paths, quota)  # starts the workers, which import what they need once
         assert counted == options.rows
         methods: dict[str, Callable[[], Any]] = {
             "ours": lambda: ours(paths, quota),
@@ -107,7 +122,20 @@ def main() -> None:
             "duckdb": lambda: by_duckdb(folder, options.rows, quota),
         }
         repeats = dict.fromkeys(methods, options.repeats)
-        grown = {f"{name}_driver_mb": peak_growth_mb(run) for name, run in methods.items()}
+        grown: dict[str, float] = {}
+        for name, run in methods.items():
+            workers = Workers()
+            grown[f"{name}_driver_mb"] = peak_growth_mb(run)
+            grown[f"{name}_workers_mb"] = workers.growth_mb()
+            if name == "ours":
+                grown["workers_peak_mb"] = workers.peak_mb()
+        methods |= {
+            "ratio_strategy": lambda: by_strategy(paths, "ratio", 1),
+            "balanced_classes": lambda: by_strategy(paths, "class_balanced", options.classes),
+            "stratified_1": lambda: by_strategy(paths, "stratified", 1, 1),
+            "stratified_bins": lambda: by_strategy(paths, "stratified", 1, options.classes),
+        }
+        repeats |= {name: options.repeats for name in methods if name not in repeats}
         if options.ray_data_repeats:
             methods["ray_data"] = lambda: by_ray_data(folder, options.rows, quota)
             repeats["ray_data"] = options.ray_data_repeats
@@ -119,6 +147,7 @@ def main() -> None:
         "cut",
         rows=options.rows,
         files=options.files,
+        classes=options.classes,
         **{f"{name}_s": value for name, value in seconds.items()},
         **{f"{n}_over_ours": v / seconds["ours"] for n, v in seconds.items() if n != "ours"},
         **grown,
