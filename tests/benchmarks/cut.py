@@ -101,7 +101,8 @@ def main() -> None:
     parser.add_argument("--ray-data-repeats", type=int, default=1, help="0: skip it")
     options = parser.parse_args()
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    os.environ["RAY_worker_niceness"] = "0"  # as the others, which run in this process
+    # The others run in this process, at its own priority. The name is as Ray spells it.
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray.init(
         address="local",
         num_cpus=2,
