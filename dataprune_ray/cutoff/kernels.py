@@ -43,14 +43,14 @@ def rank_key(scores: NDArray[np.float32], end: End) -> NDArray[np.uint32]:
 
 
 @cache
-def bins_of_cells(bins: int) -> NDArray[np.int32]:
-    """The bin of each cell, which is the leading 16 bits of a rank key: int32 (65536,), ascending.
+def bins_of_cells(bins: int) -> NDArray[np.int64]:
+    """The bin of each cell, which is the leading 16 bits of a rank key: int64 (65536,), ascending.
 
     Every bin up to the last holds a cell. Where there are fewer bins than cells, those of usual
     magnitudes are narrower: the scores of a metric rarely reach over all of float32.
     """
     if bins >= _CELLS:
-        return np.arange(_CELLS, dtype=np.int32)
+        return np.arange(_CELLS)
     cells = (np.arange(_CELLS, dtype=np.uint32) << _CELL_BITS).view(np.float32)
     with np.errstate(invalid="ignore"):  # cells of NaN
         usual = (abs(cells) >= _USUAL[0]) & (abs(cells) < _USUAL[1])
@@ -59,7 +59,7 @@ def bins_of_cells(bins: int) -> NDArray[np.int32]:
     weight = np.concatenate([weight[_CELLS // 2 :][::-1], weight[: _CELLS // 2]])
     upto = weight.cumsum() - weight
     place = upto * bins // int(weight.sum())
-    return np.cumsum(np.diff(place, prepend=place[0]) > 0).astype(np.int32)
+    return np.cumsum(np.diff(place, prepend=place[0]) > 0)
 
 
 @dataclass
@@ -97,12 +97,13 @@ class CountCells:
     def __call__(self, block: Block) -> Counts:
         """Counts of a block."""
         codes = block.codes(self.groups)
-        cells = (rank_key(block.need_scores(), self.end) >> np.uint32(_CELL_BITS)).astype(np.int64)
+        place = (rank_key(block.need_scores(), self.end) >> np.uint32(_CELL_BITS)).astype(np.int64)
         table = bins_of_cells(self.bins)
         width = int(table[-1]) + 1
-        place = cells if width == _CELLS else table.take(cells)
+        if width < _CELLS:
+            place = table.take(place, out=place, mode="clip")
         if codes is not None:
-            place = place + codes.astype(np.int64) * width
+            place += codes * np.int64(width)
         return Counts(np.bincount(place, minlength=self.groups * width))
 
 
@@ -129,24 +130,28 @@ class Interval:
         """Slots int32 (m,) and keys, uint32 or uint64 (m,), of the rows in question."""
         codes = block.codes(len(self.slots))
         limits = list(self._limits(block))
+        active = self.slots >= 0
+        differing = []  # limits that are not the same for all groups
         rows: NDArray[np.intp] | None = None
         for values, low, high in limits:  # first what no group has in question
-            seen = values if rows is None else values[rows]
-            hull = _within(seen, low[self.slots >= 0].min(), high[self.slots >= 0].max())
+            least, most = low[active].min(), high[active].max()
+            if (low[active] > least).any() or (high[active] < most).any():
+                differing.append((values, low, high))
+            hull = _within(values if rows is None else values[rows], least, most)
             if hull is not None:
                 rows = np.flatnonzero(hull) if rows is None else rows[hull]
-        found = limits[-1][0]
+        found = limits[-1][0] if rows is None else limits[-1][0][rows]
         if codes is None:
-            found = found if rows is None else found[rows]
             return np.zeros(len(found), np.int32), found
         own = codes if rows is None else codes[rows]
-        inside = self.slots[own] >= 0
-        for values, low, high in limits:
-            seen = values if rows is None else values[rows]
-            mine = _within(seen, low[own], high[own])
+        slots = self.slots[own]
+        if active.all() and not differing:
+            return slots, found
+        inside = slots >= 0
+        for values, low, high in differing:
+            mine = _within(values if rows is None else values[rows], low[own], high[own])
             inside = inside if mine is None else inside & mine
-        found = found if rows is None else found[rows]
-        return self.slots[own[inside]], found[inside]
+        return slots[inside], found[inside]
 
     def _limits(self, block: Block) -> Iterator[tuple[Any, NDArray[Any], NDArray[Any]]]:
         """Values (n,) with their bounds (G,), the keys in question last."""
@@ -230,12 +235,12 @@ class GatherHashes:
     def __call__(self, block: Block) -> Hashes:
         """The hashes of a block."""
         slots, values = self.interval.find(block)
-        under = values < self.low[slots]
-        near = ~under & (values <= self.high[slots])
-        width = len(self.low)
-        below = np.bincount(slots[under], minlength=width)
+        low, width = self.low.take(slots), (self.high - self.low).take(slots)
+        under = values < low
+        below = np.bincount(slots * np.int64(2) + under, minlength=2 * len(self.low))[1::2]
+        near = np.flatnonzero(values - low <= width)
         slots, values = slots[near], values[near]
-        found = Hashes(below, np.bincount(slots, minlength=width), [slots], [values])
+        found = Hashes(below, np.bincount(slots, minlength=len(self.low)), [slots], [values])
         return self._bounded(found)
 
     def merge(self, first: Hashes, second: Hashes) -> Hashes:
