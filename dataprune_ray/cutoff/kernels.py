@@ -235,7 +235,7 @@ class GatherHashes:
     def __call__(self, block: Block) -> Hashes:
         """The hashes of a block."""
         slots, values = self.interval.find(block)
-        low, width = self.low.take(slots), (self.high - self.low).take(slots)
+        low, width = self.low[slots], (self.high - self.low)[slots]
         under = values < low
         below = np.bincount(slots * np.int64(2) + under, minlength=2 * len(self.low))[1::2]
         near = np.flatnonzero(values - low <= width)

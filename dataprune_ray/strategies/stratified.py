@@ -140,8 +140,7 @@ class _IntoBins:
 def places_of(scores: NDArray[np.float32], starts: NDArray[np.float32]) -> NDArray[np.int32]:
     """The last of the ascending starts (B,) that is not above each score (n,): int32 (n,).
 
-    Starts of about equal distance are found by division and one step to either side; others, or
-    scores below the first, by bisection.
+    Starts of equal distance are found by division, what that misses by bisection.
     """
     last = len(starts) - 1
     if not last or not len(scores):
@@ -149,10 +148,8 @@ def places_of(scores: NDArray[np.float32], starts: NDArray[np.float32]) -> NDArr
     width = (np.float64(starts[-1]) - np.float64(starts[0])) / last
     guess = ((scores - np.float64(starts[0])) / width).clip(0, last).astype(np.int32)
     after = np.append(starts[1:], np.float32(np.inf))
-    guess += scores >= after[guess]
-    guess -= scores < starts[guess]
-    if (guess < 0).any() or not ((starts[guess] <= scores) & (scores < after[guess])).all():
-        return np.searchsorted(starts, scores, side="right").astype(np.int32) - np.int32(1)
+    missed = np.flatnonzero((scores < starts[guess]) | (scores >= after[guess]))
+    guess[missed] = np.searchsorted(starts, scores[missed], side="right") - 1
     return guess
 
 
