@@ -2,7 +2,9 @@
 
 Run: ``python tests/benchmarks/cut.py [--rows 10_000_000]``. All four answer the same question on
 the same score files: the score at rank k from the high end, half of the rows kept. Ours also cuts
-the tie there to the exact row. Prints one JSON line; fails if an exact method disagrees.
+the tie there to the exact row. Strategies then cut as many rows as one class, as ``--classes``
+classes, and as strata. Memory is the growth of this process and of the workers during a call, and
+the workers' peak with all libraries. Prints one JSON line; fails if an exact method disagrees.
 """
 
 from __future__ import annotations
