@@ -49,6 +49,8 @@ def beside_imports(module: str, address: str | None) -> None:
     if wanted(address) is not None or ray.is_initialized():
         importlib.import_module(module)
         return
+    # Ray's own modules first: two threads in one circle of imports may see half a module.
+    importlib.import_module("ray.train")
     imports = threading.Thread(target=importlib.import_module, args=(module,), name="imports")
     imports.start()
     try:
