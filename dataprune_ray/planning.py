@@ -8,27 +8,32 @@ from dataclasses import replace
 
 from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
-from dataprune_ray.features import FeatureSpec
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.metrics import MetricOptions
+from dataprune_ray.models import ModelSpec, is_mlp
 from dataprune_ray.plans import Judges, Learning, ScorePlan
 from dataprune_ray.space import SpaceOptions
 from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.understanding import Understanding
 
+#: Inputs of a forward pass, as float32: what caches like. Layers of images hold many times more.
 _PASS_BYTES = 4 << 20
+_IMAGE_PASS_BYTES = 1 << 20
 
 
-def _rows_per_pass(features: FeatureSpec) -> int:
-    """A power of two from 32 to 1,024: inputs of a few megabytes, which caches like."""
-    fitting = _PASS_BYTES // (4 * math.prod(features.shape))
+def rows_per_pass(model: ModelSpec) -> int:
+    """A power of two from 32 to 1,024; the same on every machine, as the last bits depend on it."""
+    images = model.features.modality == "image" and not is_mlp(model.name)
+    fitting = (_IMAGE_PASS_BYTES if images else _PASS_BYTES) // (
+        4 * math.prod(model.features.shape)
+    )
     return max(32, min(1024, 1 << int(math.log2(max(fitting, 1)))))
 
 
-def _batch_size(config: PruneConfig, features: FeatureSpec) -> int:
+def _batch_size(config: PruneConfig, model: ModelSpec) -> int:
     """Rows of a forward pass, or where a worker that sizes them by itself may start."""
     given = config.score.batch_size
-    return given if isinstance(given, int) else _rows_per_pass(features)
+    return given if isinstance(given, int) else rows_per_pass(model)
 
 
 def score_plan(
@@ -52,7 +57,7 @@ def score_plan(
             window=score.dynamics_window,
         ),
         folder=folder,
-        batch_size=_batch_size(config, understanding.rows.features),
+        batch_size=_batch_size(config, understanding.model),
         precision=config.score.precision,
         use_gpu=config.score.num_gpus > 0,
         memory_share=min(1.0, score.num_gpus) if score.batch_size == AUTO else 0.0,
