@@ -1,21 +1,24 @@
 """The nearest rows of a sample, exactly: by distance, equal ones in the sample's order.
 
-Candidates come from one matrix product, then their distances are computed one by one, so that no
-cancellation decides. Brute force over the sample: that is why it is a sample.
+Candidates come from scikit-learn's brute force, then their distances are computed one by one, so
+that no cancellation decides. Brute force over the sample: that is why it is a sample.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from dataprune_ray.space.steady import BLOCK, Rows, in_blocks
 
 #: Candidates beyond the neighbours that are asked for.
 _SPARE = 16
+_INDEX = {"return_distance": False}
 #: Bytes of differences held at once.
 _BYTES = 32 << 20
 
@@ -49,8 +52,10 @@ class Sample:
         return self.row_hash[self._order]
 
     @cached_property
-    def _squares(self) -> Rows:
-        return np.asarray((self.rows**2).sum(axis=1))
+    def _search(self) -> Any:
+        from sklearn.neighbors import NearestNeighbors  # noqa: PLC0415 - a second of imports
+
+        return NearestNeighbors(algorithm="brute").fit(self.rows)
 
     def nearest(self, rows: Rows, row_hash: NDArray[np.uint64], count: int) -> Neighbours:
         """The ``count`` nearest others of rows (n, D) with identities (n,)."""
@@ -58,9 +63,10 @@ class Sample:
         own = self._positions(row_hash)
         index = np.zeros((len(rows), asked), np.int64)
         distance = np.zeros((len(rows), asked))
-        for start in range(0, len(rows), BLOCK):
-            part = slice(start, start + BLOCK)
-            index[part], distance[part] = self._block(rows[part], own[part], asked)
+        with threadpool_limits(1):  # a worker has a core
+            for start in range(0, len(rows), BLOCK):
+                part = slice(start, start + BLOCK)
+                index[part], distance[part] = self._block(rows[part], own[part], asked)
         return Neighbours(index, distance)
 
     def _positions(self, row_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
@@ -72,17 +78,15 @@ class Sample:
     def _block(
         self, rows: Rows, own: NDArray[np.int64], asked: int
     ) -> tuple[NDArray[np.int64], Rows]:
-        squares = self._squares
-        far = in_blocks(rows, lambda part: squares - 2.0 * part @ self.rows.T)  # (n, m)
-        inside = np.flatnonzero(own >= 0)
-        far[inside, own[inside]] = np.inf
         taken = min(asked + _SPARE, len(self.rows))
-        index = np.argpartition(far, taken - 1, axis=1)[:, :taken]
+        index = in_blocks(rows, partial(self._search.kneighbors, n_neighbors=taken, **_INDEX))
         distance = self._distances(rows, index)
-        distance[index == own[:, None]] = np.inf
+        itself = index == own[:, None]
+        distance[itself] = np.inf
         index, distance = _ordered(index, distance)
         if taken < len(self.rows):  # equals may go on beyond the candidates
-            for row in np.flatnonzero(distance[:, asked - 1] == distance[:, -1]):
+            last = np.where(itself.any(axis=1), distance[:, -2], distance[:, -1])
+            for row in np.flatnonzero(distance[:, asked - 1] == last):
                 whole = np.arange(len(self.rows))[None]
                 exact = self._distances(rows[row : row + 1], whole)
                 exact[whole == own[row]] = np.inf
@@ -93,12 +97,15 @@ class Sample:
     def _distances(self, rows: Rows, index: NDArray[np.int64]) -> Rows:
         """Distances of rows (n, D) to those of the sample at index (n, c)."""
         found = np.empty(index.shape)
-        step = max(1, _BYTES // max(1, 8 * rows.shape[1]))
-        for row in range(len(rows)):
-            for start in range(0, index.shape[1], step):
-                part = slice(start, start + step)
-                gap = self.rows[index[row, part]] - rows[row]
-                found[row, part] = np.sqrt((gap**2).sum(axis=1))
+        width = max(1, _BYTES // (8 * rows.shape[1]))  # differences at a time
+        wide = min(width, index.shape[1])
+        high = max(1, width // wide)
+        for first in range(0, len(rows), high):
+            part = slice(first, first + high)
+            for start in range(0, index.shape[1], wide):
+                columns = slice(start, start + wide)
+                gap = self.rows[index[part, columns]] - rows[part, None]
+                found[part, columns] = np.sqrt((gap**2).sum(axis=2))
         return found
 
 
