@@ -23,7 +23,7 @@ import gc
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from functools import partial, reduce
 from typing import Any, TypeVar
 
@@ -174,6 +174,8 @@ def _equal(first: Any, second: Any) -> bool:
         return len(first) == len(second) and all(map(_equal, first, second))
     if isinstance(first, np.ndarray):
         return bool(np.array_equal(first, second))
+    if is_dataclass(first):
+        return all(_equal(getattr(first, f.name), getattr(second, f.name)) for f in fields(first))
     return bool(first == second)
 
 
