@@ -29,7 +29,7 @@ class Lane:
     """The way to the CPU, which rows are on already."""
 
     depth = 0  # batches that may be on their way before the results of the first are asked for
-    channels_last = False  # convolutions are faster with the channels of a pixel side by side
+    channels_last = True  # convolutions are faster with the channels of a pixel side by side
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -94,7 +94,6 @@ class CudaLane(Lane):
     """The way to a GPU and back; ``cuda`` and ``pinned`` are there for tests without one."""
 
     depth = 1
-    channels_last = True
 
     def __init__(
         self, device: torch.device, cuda: Any = torch.cuda, *, pinned: bool = True

@@ -101,11 +101,6 @@ def _default_model(features: FeatureSpec) -> str:
     return "mlp"
 
 
-def is_mlp(name: str) -> bool:
-    """Whether a model's name is that of a multilayer perceptron."""
-    return name == "mlp" or name.startswith("mlp:")
-
-
 def build_model(spec: ModelSpec, outputs: int) -> nn.Module:
     """A freshly initialised model with ``outputs`` outputs, scaling its uint8 inputs itself.
 
@@ -149,7 +144,7 @@ def _builder(spec: ModelSpec) -> Callable[[int], nn.Module]:
     name = spec.name
     if name == "linear":
         return lambda outputs: _mlp(spec, (), outputs)
-    if is_mlp(name):
+    if name == "mlp" or name.startswith("mlp:"):
         hidden = _hidden(name)
         return lambda outputs: _mlp(spec, hidden, outputs)
     if name == "small_cnn":

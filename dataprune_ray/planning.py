@@ -10,24 +10,20 @@ from dataprune_ray import schema
 from dataprune_ray.config import AUTO, PruneConfig
 from dataprune_ray.io.filesystems import join
 from dataprune_ray.metrics import MetricOptions
-from dataprune_ray.models import ModelSpec, is_mlp
+from dataprune_ray.models import ModelSpec
 from dataprune_ray.plans import Judges, Learning, ScorePlan
 from dataprune_ray.space import SpaceOptions
 from dataprune_ray.training import TrainPlan, TrainResult
 from dataprune_ray.understanding import Understanding
 
-#: Inputs of a forward pass, as float32: what caches like. Layers of images hold many times more.
+#: Inputs of a forward pass, as float32: what caches like.
 _PASS_BYTES = 4 << 20
-_IMAGE_PASS_BYTES = 1 << 20
 
 
 def rows_per_pass(model: ModelSpec) -> int:
     """A power of two from 32 to 1,024; the same on every machine, as the last bits depend on it."""
-    images = model.features.modality == "image" and not is_mlp(model.name)
-    fitting = (_IMAGE_PASS_BYTES if images else _PASS_BYTES) // (
-        4 * math.prod(model.features.shape)
-    )
-    return max(32, min(1024, 1 << int(math.log2(max(fitting, 1)))))
+    fitting = max(1, _PASS_BYTES // (4 * math.prod(model.features.shape)))
+    return max(32, min(1024, 1 << int(math.log2(fitting))))
 
 
 def _batch_size(config: PruneConfig, model: ModelSpec) -> int:

@@ -12,8 +12,8 @@ from dataprune_ray.planning import rows_per_pass
     [
         ("mlp", "image", (1, 28, 28), 1024),
         ("mlp:64", "tabular", (12,), 1024),
-        ("small_cnn", "image", (1, 28, 28), 256),
-        ("resnet18", "image", (3, 32, 32), 64),
+        ("small_cnn", "image", (1, 28, 28), 1024),
+        ("resnet18", "image", (3, 32, 32), 256),
         ("mlp", "image", (3, 32, 32), 256),
         ("resnet50", "image", (3, 224, 224), 32),
         ("mlp", "tensor", (1_000_000,), 32),
