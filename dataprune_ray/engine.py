@@ -32,10 +32,7 @@ from dataprune_ray.io.corpus import Fragment
 from dataprune_ray.io.filesystems import atomic_output
 from dataprune_ray.io.rows import STORAGE_FAILED, RowBatch, ahead, read_rows
 from dataprune_ray.metrics import METRICS
-from dataprune_ray.models import (
-    FeatureTap,
-    image_transform,
-)
+from dataprune_ray.models import FeatureTap, image_transform
 from dataprune_ray.placing import FEATURES, binary_column, load_space, place
 from dataprune_ray.plans import FragmentCount, ScorePlan
 from dataprune_ray.space import INPUTS

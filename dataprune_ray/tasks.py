@@ -72,7 +72,7 @@ def task_cpus() -> float:
 
     Where there are few, a whole one: a process more costs seconds of imports and gains nothing.
     """
-    return 1.0 if ray.cluster_resources().get("CPU", 1.0) <= _FEW_CPUS else 0.5
+    return 1.0 if cluster_cpus() <= _FEW_CPUS else 0.5
 
 
 def in_flight() -> int:

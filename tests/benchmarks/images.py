@@ -25,8 +25,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import interleaved, machine, report
+from common import interleaved, machine, report, run_alone
 from PIL import Image
+from scoring import el2n, score_here
 
 from dataprune_ray import starting
 
@@ -53,12 +54,10 @@ def plain_loop(files: list[str], checkpoint: str, output: str, threads: int) -> 
         for batch in pq.ParquetFile(path).iter_batches(BATCH, columns=["img", "label"]):
             payloads = [image["bytes"] for image in batch["img"].to_pylist()]
             images = [np.asarray(Image.open(io.BytesIO(b)).convert("RGB")) for b in payloads]
-            pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2)).float() / 255
+            pixels = torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2))
             labels = torch.from_numpy(batch["label"].to_numpy().copy())
             with torch.inference_mode():
-                error = torch.softmax(model(pixels), 1)
-                error[torch.arange(len(labels)), labels] -= 1
-                scores.append(error.norm(dim=1).numpy())
+                scores.append(el2n(model, pixels, labels))
     pq.write_table(pa.table({"el2n": np.concatenate(scores)}), output)
 
 
@@ -73,13 +72,6 @@ def run_plain(corpus: str, checkpoint: str, folder: str, processes: int) -> None
             running.append(subprocess.Popen([sys.executable, __file__, "--plain", *told]))
     if any(process.wait() for process in running):
         raise RuntimeError("a plain loop failed")
-
-
-def run_ours(corpus: str, checkpoint: str, folder: str) -> None:
-    """The scoring stage in a fresh process, with a Ray of its own."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])}
-    told = ["--ours", corpus, checkpoint, folder]
-    subprocess.run([sys.executable, __file__, *told], check=True, env=environment)
 
 
 def main() -> None:
@@ -109,7 +101,9 @@ def main() -> None:
         sides: dict[str, Callable[[], Any]] = {}
         for size in corpora:
             corpus = str(root / size)
-            sides[f"ours_{size}"] = lambda c=corpus: run_ours(c, checkpoint, fresh())
+            sides[f"ours_{size}"] = lambda c=corpus: run_alone(
+                __file__, "--ours", c, checkpoint, fresh()
+            )
             sides[f"threads_{size}"] = lambda c=corpus: run_plain(c, checkpoint, fresh(), 1)
             sides[f"processes_{size}"] = lambda c=corpus: run_plain(
                 c, checkpoint, fresh(), torch.get_num_threads()
@@ -140,8 +134,6 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--plain"]:
         plain_loop(sys.argv[5:], sys.argv[2], sys.argv[3], int(sys.argv[4]))
     elif sys.argv[1:2] == ["--ours"]:
-        from scoring import score_here
-
         starting.beside_imports("dataprune_ray.scoring", None)
         score_here(*sys.argv[2:5], network="cifar_resnet:resnet20")
     else:

@@ -13,12 +13,12 @@ other three quarters add is what rows alone cost. Ratios are reference / ours: l
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from common import interleaved, machine, report
+from common import interleaved, machine, report, run_alone
 
 from dataprune_ray import starting
 
@@ -157,12 +157,6 @@ def ray_data_job(corpus: str, output: str) -> None:
     ray.shutdown()
 
 
-def run_alone(*arguments: str) -> None:
-    """One side in a fresh process."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([p for p in sys.path if p])}
-    subprocess.run([sys.executable, __file__, *arguments], check=True, env=environment)
-
-
 def score_here(corpus: str, checkpoint: str, folder: str, network: str = "mlp") -> None:
     """Start Ray and run the scoring stage, nothing else."""
     from dataprune_ray.cluster import cluster, pool_of  # noqa: PLC0415 - this process only
@@ -204,15 +198,20 @@ def main() -> None:
         def fresh() -> str:
             return tempfile.mkdtemp(dir=root)
 
+        alone = partial(run_alone, __file__)
         sides: dict[str, Any] = {}
         for size, corpus in (("full", full), ("quarter", quarter)):
             references = {
                 "threads": lambda c=corpus: run_plain(c, fresh(), 1),
                 "processes": lambda c=corpus: run_plain(c, fresh(), cores),
-                "loader": lambda c=corpus: run_alone("--loader", c, f"{fresh()}/0.parquet"),
-                "ray_data": lambda c=corpus: run_alone("--ray-data", c, fresh()),
+                "loader": lambda c=corpus: run_alone(
+                    __file__, "--loader", c, f"{fresh()}/0.parquet"
+                ),
+                "ray_data": lambda c=corpus: alone("--ray-data", c, fresh()),
             }
-            sides[f"ours_{size}"] = lambda c=corpus: run_alone("--ours", c, checkpoint, fresh())
+            sides[f"ours_{size}"] = lambda c=corpus: run_alone(
+                __file__, "--ours", c, checkpoint, fresh()
+            )
             sides |= {f"{name}_{size}": references[name] for name in options.sides}
         started = time.perf_counter()
         seconds, _ = interleaved(sides, dict.fromkeys(sides, options.repeats))
